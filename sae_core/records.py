@@ -1,0 +1,283 @@
+"""The frozen records that cross modules: what the index hands to the store, and the store and probe to the pages.
+
+Standard library only. Tensors never appear here: packed numbers are `bytes`, little-endian.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+TOP_BAND = 0
+N_BANDS = 5  # bands 1..5 split 0..max into fifths; band 1 is the weakest
+RANDOM_BAND = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """One text of a corpus and where it came from (a path, a path with line number, or a data set row)."""
+
+    text: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """What each token id of a model stands for: raw UTF-8 bytes (a character may be split), and the special ids."""
+
+    tokens: tuple[bytes, ...]
+    special_ids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """A language model: where it was loaded from and what is needed to reproduce its numbers."""
+
+    model_name: str  # Hugging Face id or folder
+    revision: str  # hub commit, or a fingerprint of the folder's weight files
+    architecture: str  # transformers class name
+    n_layers: int
+    d_model: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SAEInfo:
+    """A trained SAE. `config` is the training configuration as saved beside the weights."""
+
+    slug: str
+    model: ModelInfo
+    hook_name: str  # blocks.{layer}.hook_resid_post and its like
+    layer: int
+    architecture: str  # topk
+    d_in: int
+    d_sae: int
+    k: int | None
+    n_training_tokens: int
+    weights_path: str
+    created_at: datetime
+    config: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusInfo:
+    """A corpus as it was cut into contexts."""
+
+    name: str
+    fingerprint: str  # SHA-256 over the token ids of all contexts
+    sources: tuple[str, ...]  # as given on the command line
+    context_size: int  # tokens, BOS included
+    prepend_bos: bool
+    n_documents: int
+    n_contexts: int
+    n_tokens: int  # tokens that count: no padding, no special tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexMetrics:
+    """How good an SAE is on one corpus; definitions in `sae_core.metrics`."""
+
+    l0: float  # mean active features per token
+    fvu: float  # share of variance not explained
+    ce_recovered: float | None  # 1 = the model predicts as well with sae_out in place of model_acts
+    dead_share: float  # share of features with density 0 on this corpus
+    dense_share: float  # share of features with density above `dense_threshold`
+    dense_threshold: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexInfo:
+    """One SAE measured on one corpus. `index_id` is None until the store has given it one."""
+
+    slug: str
+    corpus: CorpusInfo
+    metrics: IndexMetrics
+    dtype: str  # of the model's forward pass
+    seed: int
+    seconds: float  # wall time of the pass
+    created_at: datetime
+    index_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """A run of tokens fed to the model, stored once however many features point at it."""
+
+    context_id: int  # position in the corpus
+    source: str
+    token_ids: bytes  # uint32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenWeight:
+    """A token and its logit attribution for one feature, in logits per unit of activation."""
+
+    token: str
+    token_id: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NearestFeature:
+    """Another feature of the same SAE whose decoder direction is close."""
+
+    feature_index: int
+    cosine: float
+    label: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Histogram:
+    """Counts of positive activations between `edges` (one more edge than counts); bins are equally wide."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """What a feature is called, and who says so. `kind` is "human" or "automatic"."""
+
+    text: str
+    kind: str
+    author: str
+    score: float | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feature:
+    """Statistics of one feature on one corpus. A dead feature has density 0 and empty evidence."""
+
+    feature_index: int
+    density: float  # share of indexed tokens on which it is active
+    n_active: int  # tokens on which it is active
+    max_activation: float
+    mean_activation: float  # mean over the tokens on which it is active
+    encoder_decoder_cosine: float
+    histogram: Histogram
+    band_shares: tuple[float, ...]  # share of firings in bands 1..5
+    promoted_tokens: tuple[TokenWeight, ...]
+    suppressed_tokens: tuple[TokenWeight, ...]
+    nearest: tuple[NearestFeature, ...]
+    label: Label | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedExample:
+    """One feature on one context as the index writes it: only the positions where it is active."""
+
+    feature_index: int
+    context_id: int
+    band: int  # TOP_BAND, 1..N_BANDS or RANDOM_BAND
+    rank: int  # 0 first
+    position: int  # the token this example was chosen for
+    activation: float  # at `position`
+    positions: bytes  # uint16, ascending
+    values: bytes  # float16, same length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexRecords:
+    """A finished index on its way to the store. The iterables are consumed once, in this order."""
+
+    info: IndexInfo
+    contexts: Iterable[Context]
+    features: Iterable[Feature]
+    examples: Iterable[PackedExample]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One feature on one context as a page shows it: tokens as text, one activation per token (0 where inactive)."""
+
+    feature_index: int
+    context_id: int
+    source: str
+    band: int
+    rank: int
+    position: int
+    activation: float
+    tokens: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    activations: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SAESummary:
+    """An SAE with its ready indexes, newest first."""
+
+    sae: SAEInfo
+    indexes: tuple[IndexInfo, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureRow:
+    """A feature in a list, with its most telling examples."""
+
+    feature: Feature
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeaturePage:
+    """One page of a feature list; `next` is the cursor of the following page, or None."""
+
+    items: tuple[FeatureRow, ...]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureDetail:
+    """Everything a feature page shows. `previous` and `following` are the neighbouring alive features."""
+
+    feature: Feature
+    examples: tuple[Example, ...]  # ordered by band, then rank
+    previous: int | None
+    following: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeaturePoint:
+    """One feature as a point of an SAE's charts."""
+
+    feature_index: int
+    density: float
+    max_activation: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActiveFeature:
+    """A feature's activation on one token of a probe."""
+
+    feature_index: int
+    activation: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeToken:
+    """One token of a probe and its strongest features, strongest first. Special tokens have none."""
+
+    token: str
+    token_id: int
+    is_special: bool
+    features: tuple[ActiveFeature, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeFeature:
+    """A feature over a whole probe, with its activation on every token."""
+
+    feature_index: int
+    max_activation: float
+    max_position: int
+    activations: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeResult:
+    """What an SAE's features do on a reader's own text. `features` are ranked by their maximum."""
+
+    slug: str
+    text: str
+    tokens: tuple[ProbeToken, ...]
+    features: tuple[ProbeFeature, ...]
+    seconds: float
