@@ -1,18 +1,18 @@
 """Everything that can go wrong for a user, each in one sentence that says what to do.
 
-    SaescopeError
-    ├── InputError            what was asked for cannot be done as asked          exit 2, HTTP 422
-    │   ├── ConfigError       a number or name in a job's settings
-    │   ├── CorpusError       text that cannot be read, or too little of it
-    │   ├── ModelError        a model that is absent, gated, or of an unknown kind
-    │   ├── WeightsError      SAE weights that are missing, half-written or misshapen
-    │   └── PromptError       a probe's text
-    │       └── PromptTooLongError                                                HTTP 413
-    ├── NotFoundError         an unknown SAE, feature or run                       exit 2, HTTP 404
-    ├── StoreError            the database                                         exit 1, HTTP 503
-    │   └── NewerDatabaseError  written by a later version of saescope
-    ├── DiskFullError                                                              exit 1, HTTP 507
-    └── BusyError             the model worker or the port is taken                exit 1, HTTP 503
+SaescopeError
+├── InputError            what was asked for cannot be done as asked          exit 2, HTTP 422
+│   ├── ConfigError       a number or name in a job's settings
+│   ├── CorpusError       text that cannot be read, or too little of it
+│   ├── ModelError        a model that is absent, gated, or of an unknown kind
+│   ├── WeightsError      SAE weights that are missing, half-written or misshapen
+│   └── PromptError       a probe's text
+│       └── PromptTooLongError                                                HTTP 413
+├── NotFoundError         an unknown SAE, feature or run                       exit 2, HTTP 404
+├── StoreError            the database                                         exit 1, HTTP 503
+│   └── NewerDatabaseError  written by a later version of saescope
+├── DiskFullError                                                              exit 1, HTTP 507
+└── BusyError             the model worker or the port is taken                exit 1, HTTP 503
 """
 
 

@@ -1,2 +1,5 @@
 """The demo model's card: data, size, steps, held-out loss and the command that reproduces it."""
-def write_card(*a, **k): pass
+
+
+def write_card(*a, **k):
+    pass

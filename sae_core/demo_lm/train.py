@@ -145,7 +145,12 @@ def prepare(work: Path, seed: int) -> tuple[PreTrainedTokenizerFast, np.ndarray,
         (work / "data.json").write_text(json.dumps(facts, indent=2))
         print(f"{len(stream):,} tokens in the stream", flush=True)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
-    return tokenizer, np.load(work / "stream.npy", mmap_mode="r"), held_out, json.loads((work / "data.json").read_text())
+    return (
+        tokenizer,
+        np.load(work / "stream.npy", mmap_mode="r"),
+        held_out,
+        json.loads((work / "data.json").read_text()),
+    )
 
 
 def windows(stream: np.ndarray, *, size: int, bos: int, seed: int, batch: int):
@@ -206,7 +211,9 @@ def train(args: argparse.Namespace) -> None:
         progress = state["spent_s"] / budget_s
         size = LONG_WINDOW if progress >= LONG_WINDOW_FROM else SHORT_WINDOW
         if size not in feeds:
-            feeds[size] = windows(stream, size=size, bos=bos, seed=args.seed + state["step"], batch=micro_tokens // size)
+            feeds[size] = windows(
+                stream, size=size, bos=bos, seed=args.seed + state["step"], batch=micro_tokens // size
+            )
         share = learning_rate_share(progress)
         for optimizer, lr in zip(optimizers, (MUON_LR, ADAM_LR), strict=True):
             optimizer.param_groups[0]["lr"] = lr * share

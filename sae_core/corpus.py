@@ -1,0 +1,163 @@
+"""Sources to documents: text files, folders, globs, JSONL, Parquet, hub data sets, and the built-in `python-docs`.
+
+The first step of the flow. Documents stream; nothing is held but the one being read.
+"""
+
+import glob
+import gzip
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+from sae_core import python_docs
+from sae_core.errors import CorpusError
+from sae_core.records import Document
+
+HUB_PREFIX = "hub:"
+_RECORD_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
+# What is read from a folder. A file that is named outright is read whatever its suffix.
+_FOLDER_SUFFIXES = frozenset(
+    ".txt .text .md .rst .tex .py .pyi .js .ts .c .h .cpp .hpp .java .go .rs .rb .sql .html .xml .csv .tsv .log".split()
+)
+
+
+def iter_documents(sources: Iterable[str], *, text_field: str = "text") -> Iterator[Document]:
+    """Documents of all sources in order.
+
+    A source is a file, a folder (read recursively), a glob, `hub:NAME[:CONFIG]`, or `python-docs`. A text file is one
+    document; a JSONL or Parquet file is one document per row, taken from `text_field`. Raises CorpusError for a source
+    that does not exist or cannot be read as text.
+    """
+    for source in sources:
+        if source == python_docs.NAME:
+            yield from python_docs.python_docs()
+        elif source.startswith(HUB_PREFIX):
+            yield from _hub_documents(source.removeprefix(HUB_PREFIX), text_field)
+        else:
+            for path, was_named in _paths(source):
+                yield from _file_documents(path, text_field, was_named=was_named)
+
+
+def corpus_name(sources: Iterable[str]) -> str:
+    """What a corpus is called when nobody gave it a name: its sources' base names."""
+    names = [Path(source.removeprefix(HUB_PREFIX).split(":")[0]).name or source for source in sources]
+    return "+".join(names[:3]) + (f"+{len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _paths(source: str) -> Iterator[tuple[Path, bool]]:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = [file for file in sorted(path.rglob("*")) if file.is_file() and _is_read_from_folder(file)]
+        if not found:
+            raise CorpusError(
+                f"The folder {source} holds no text files; name the files or use a glob such as '{source}/*'."
+            )
+        yield from ((file, False) for file in found)
+    elif path.is_file():
+        yield path, True
+    elif glob.has_magic(source):
+        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True)) if Path(match).is_file()]
+        if not matches:
+            raise CorpusError(f"Nothing matches {source}; check the pattern and the folder it starts from.")
+        yield from ((match, True) for match in matches)
+    else:
+        raise CorpusError(f"There is no file or folder {source}; check the path (hub data sets start with 'hub:').")
+
+
+def _is_read_from_folder(path: Path) -> bool:
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    is_hidden = any(part.startswith(".") for part in path.parts[-2:])
+    return not is_hidden and (suffix.lower() in _FOLDER_SUFFIXES or suffix.lower() in _RECORD_SUFFIXES)
+
+
+def _file_documents(path: Path, text_field: str, *, was_named: bool) -> Iterator[Document]:
+    suffix = (Path(path.stem).suffix if path.suffix == ".gz" else path.suffix).lower()
+    try:
+        if suffix == ".parquet":
+            yield from _parquet_documents(path, text_field)
+        elif suffix in _RECORD_SUFFIXES:
+            yield from _jsonl_documents(path, text_field)
+        else:
+            with _open(path) as file:
+                data = file.read()
+            text = _decoded(data)
+            if text is not None:
+                yield Document(text=text, source=str(path))
+            elif was_named:
+                raise CorpusError(f"{path} is not UTF-8 text; convert it, or leave it out.")
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def _decoded(data: bytes) -> str | None:
+    """The text of `data`, or None if it is binary. Text never holds a NUL."""
+    if b"\x00" in data:
+        return None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return None
+
+
+def _jsonl_documents(path: Path, text_field: str) -> Iterator[Document]:
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise CorpusError(f"{path} line {number} is not JSON; every line must be one JSON object.") from error
+            text = row.get(text_field) if isinstance(row, dict) else None
+            if not isinstance(text, str):
+                known = ", ".join(row) if isinstance(row, dict) else "none"
+                raise CorpusError(
+                    f"{path} line {number} has no text field {text_field!r} (fields: {known}); name it with --text-field."
+                )
+            yield Document(text=text, source=f"{path}:{number}")
+
+
+def _parquet_documents(path: Path, text_field: str) -> Iterator[Document]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise CorpusError(f"{path} is not a Parquet file; check that it was written completely.") from error
+    if text_field not in table.schema_arrow.names:
+        known = ", ".join(table.schema_arrow.names)
+        raise CorpusError(f"{path} has no column {text_field!r} (columns: {known}); name it with --text-field.")
+    number = 0
+    for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
+        for text in batch.column(0).to_pylist():
+            number += 1
+            if isinstance(text, str):
+                yield Document(text=text, source=f"{path}:{number}")
+
+
+def _hub_documents(name: str, text_field: str) -> Iterator[Document]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise CorpusError("Hub data sets need the 'hub' extra: pip install 'saescope[hub]'.") from error
+    path, _, config = name.partition(":")
+    try:
+        rows = datasets.load_dataset(path, config or None, split="train", streaming=True)
+        for number, row in enumerate(rows):
+            if not isinstance(row.get(text_field), str):
+                raise CorpusError(
+                    f"The data set {path} has no text column {text_field!r} (columns: {', '.join(row)}); "
+                    "name it with --text-field."
+                )
+            yield Document(text=row[text_field], source=f"{HUB_PREFIX}{path}:{number}")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CorpusError(
+            f"The data set {path} cannot be loaded ({type(error).__name__}); check its name, its configuration "
+            f"(hub:{path}:CONFIG) and the network."
+        ) from error

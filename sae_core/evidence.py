@@ -1,0 +1,179 @@
+"""The sparse code of a whole corpus, spilled to disk by the index, and the examples drawn from it.
+
+While the model runs, `CodeFile` takes each batch's active entries and `top` keeps each feature's best contexts. When
+the pass is over each feature's maximum is known, and one cheap pass over the file, without the model, gives exact
+histograms, unbiased samples of every activation band and of all firings, and the activations of every chosen context.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae_core.collect import BestK
+from sae_core.records import N_BANDS, RANDOM_BAND, TOP_BAND, PackedExample
+
+HISTOGRAM_BINS = 40
+_ENTRY = np.dtype([("context", "<u4"), ("position", "<u2"), ("feature", "<u4"), ("value", "<f4")])
+_BLOCK_ENTRIES = 2_000_000  # read at a time
+
+
+class Entries(NamedTuple):
+    """Active entries of the code: context, position in it, feature and activation, all (M,), by context."""
+
+    contexts: Tensor
+    positions: Tensor
+    features: Tensor
+    values: Tensor
+
+
+class CodeFile:
+    """Active entries on disk (14 bytes each), appended batch by batch and read back in blocks of whole contexts."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile(dir=folder, prefix="saescope-code-")  # noqa: SIM115  closed by close()
+        self._batch_sizes: list[int] = []
+
+    def close(self) -> None:
+        self._file.close()
+
+    def append(self, entries: Entries) -> None:
+        rows = np.empty(len(entries.values), dtype=_ENTRY)
+        for name, column in zip(_ENTRY.names or (), entries, strict=True):
+            rows[name] = column.numpy()
+        self._file.write(rows.tobytes())
+        self._batch_sizes.append(len(rows))
+
+    def blocks(self) -> Iterator[Entries]:
+        """All entries in order; a context is never split over two blocks."""
+        self._file.flush()
+        self._file.seek(0)
+        waiting = 0
+        for number, size in enumerate(self._batch_sizes, start=1):
+            waiting += size
+            if waiting >= _BLOCK_ENTRIES or number == len(self._batch_sizes):
+                rows = np.frombuffer(self._file.read(waiting * _ENTRY.itemsize), dtype=_ENTRY)
+                waiting = 0
+                yield Entries(
+                    contexts=torch.from_numpy(rows["context"].astype(np.int64)),
+                    positions=torch.from_numpy(rows["position"].astype(np.int64)),
+                    features=torch.from_numpy(rows["feature"].astype(np.int64)),
+                    values=torch.from_numpy(rows["value"].copy()),
+                )
+
+
+def offer_peaks(top: BestK, entries: Entries, *, d_sae: int) -> None:
+    """Offers each feature's strongest token in each context; of equal tokens the first."""
+    if len(entries.values) == 0:
+        return
+    keys = entries.contexts * d_sae + entries.features
+    order = keys.argsort(stable=True)  # by context and feature, positions ascending within
+    groups, counts = torch.unique_consecutive(keys[order], return_counts=True)
+    group_of = torch.repeat_interleave(torch.arange(len(groups)), counts)
+    values = entries.values[order]
+    peaks = torch.full((len(groups),), -torch.inf).scatter_reduce_(0, group_of, values, "amax")
+    at_peak = (values == peaks[group_of]).nonzero().squeeze(1)
+    first = at_peak[torch.unique_consecutive(group_of[at_peak], return_inverse=True)[1].diff(prepend=torch.tensor([-1])) > 0]
+    payload = torch.stack([groups // d_sae, entries.positions[order][first]], dim=1)
+    top.offer(groups % d_sae, peaks, payload)
+
+
+@dataclass(frozen=True, slots=True)
+class FiringCounts:
+    """Per feature: firings in each band (d_sae, N_BANDS) and in each histogram bin (d_sae, HISTOGRAM_BINS)."""
+
+    bands: Tensor
+    histogram: Tensor
+
+
+def draw_samples(
+    code: CodeFile, maxima: Tensor, *, per_band: int, n_random: int, seed: int
+) -> tuple[FiringCounts, BestK, BestK]:
+    """One pass over the code: firing counts, a uniform sample of each (feature, band), and of each feature's firings.
+
+    Band b of 1..N_BANDS holds activations in ((b−1)/N_BANDS, b/N_BANDS] of the feature's maximum.
+    """
+    d_sae = len(maxima)
+    generator = torch.Generator().manual_seed(seed)
+    banded = BestK(n_groups=d_sae * N_BANDS, k=per_band, payload_size=2)
+    randoms = BestK(n_groups=d_sae, k=n_random, payload_size=2)
+    band_counts = torch.zeros(d_sae * N_BANDS, dtype=torch.int64)
+    bin_counts = torch.zeros(d_sae * HISTOGRAM_BINS, dtype=torch.int64)
+    for block in code.blocks():
+        share = block.values / maxima[block.features]  # in (0, 1]
+        band = (share * N_BANDS).ceil().clamp(1, N_BANDS).long() - 1
+        group = block.features * N_BANDS + band
+        bins = (share * HISTOGRAM_BINS).ceil().clamp(1, HISTOGRAM_BINS).long() - 1
+        band_counts += torch.bincount(group, minlength=len(band_counts))
+        bin_counts += torch.bincount(block.features * HISTOGRAM_BINS + bins, minlength=len(bin_counts))
+        payload = torch.stack([block.contexts, block.positions], dim=1)
+        banded.offer(group, torch.rand(len(group), generator=generator), payload)
+        randoms.offer(block.features, torch.rand(len(group), generator=generator), payload)
+    counts = FiringCounts(bands=band_counts.view(d_sae, N_BANDS), histogram=bin_counts.view(d_sae, HISTOGRAM_BINS))
+    return counts, banded, randoms
+
+
+def packed_examples(code: CodeFile, *, top: BestK, banded: BestK, randoms: BestK, d_sae: int) -> list[PackedExample]:
+    """All chosen examples with their feature's activations over the whole context, by feature, band and rank."""
+    top_groups, top_ranks, top_payload = top.entries()
+    band_groups, band_ranks, band_payload = banded.entries()
+    random_groups, random_ranks, random_payload = randoms.entries()
+    features = torch.cat([top_groups, band_groups // N_BANDS, random_groups])
+    bands = torch.cat(
+        [
+            torch.full_like(top_groups, TOP_BAND),
+            band_groups % N_BANDS + 1,
+            torch.full_like(random_groups, RANDOM_BAND),
+        ]
+    )
+    ranks = torch.cat([top_ranks, band_ranks, random_ranks])
+    payload = torch.cat([top_payload, band_payload, random_payload])
+    pair_keys = payload[:, 0] * d_sae + features  # (context, feature)
+    packed = _activations_of_pairs(code, torch.unique(pair_keys), d_sae=d_sae)
+    order = np.lexsort((ranks.numpy(), bands.numpy(), features.numpy()))
+    columns = zip(
+        features[order].tolist(),
+        bands[order].tolist(),
+        ranks[order].tolist(),
+        payload[order].tolist(),
+        pair_keys[order].tolist(),
+        strict=True,
+    )
+    examples = []
+    for feature, band, rank, (context, position), key in columns:
+        positions, values = packed[key]
+        at = np.flatnonzero(positions == position)[0]
+        examples.append(
+            PackedExample(
+                feature_index=feature,
+                context_id=context,
+                band=band,
+                rank=rank,
+                position=position,
+                activation=float(values[at]),
+                positions=positions.astype("<u2").tobytes(),
+                values=values.astype("<f2").tobytes(),
+            )
+        )
+    return examples
+
+
+def _activations_of_pairs(code: CodeFile, wanted: Tensor, *, d_sae: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Positions and values of each wanted (context · d_sae + feature), ascending by position."""
+    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for block in code.blocks():
+        keys = block.contexts * d_sae + block.features
+        chosen = torch.isin(keys, wanted, assume_unique=False).nonzero().squeeze(1)
+        order = chosen[keys[chosen].argsort(stable=True)]
+        pairs, counts = torch.unique_consecutive(keys[order], return_counts=True)
+        splits = counts.cumsum(0)[:-1].numpy()
+        positions = np.split(block.positions[order].numpy(), splits)
+        values = np.split(block.values[order].numpy(), splits)
+        found.update(zip(pairs.tolist(), zip(positions, values, strict=True), strict=True))
+    return found

@@ -1,0 +1,316 @@
+"""The language model: load it, read activations at a hook point, put other activations in their place, unembed.
+
+The only module that registers hooks or knows how a `transformers` architecture names its layers. Hook points carry the
+names that published SAEs use:
+
+    blocks.{layer}.hook_resid_pre    the residual stream entering a block
+    blocks.{layer}.hook_resid_post   the residual stream leaving it
+    blocks.{layer}.hook_mlp_out      what its MLP adds
+    blocks.{layer}.hook_attn_out     what its attention adds
+
+Reading stops the forward pass at the hook: later layers cost nothing.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sae_core.config import DTYPES
+from sae_core.demo_lm import DEMO_LM_FOLDER
+from sae_core.errors import ConfigError, ModelError
+from sae_core.records import ModelInfo
+
+DEMO_MODEL = "demo"
+_HOOK_NAME = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|mlp_out|attn_out)")
+# Where a block keeps what it adds to the residual stream; the first path that exists is taken. Gemma 2 and 3 normalise
+# after attention and MLP and before adding; BERT keeps both in sub-modules named `output`.
+_MLP_PATHS = ("post_feedforward_layernorm", "mlp", "output.dense", "feed_forward", "ffn")
+_ATTENTION_PATHS = ("attention.output.dense", "self_attn", "attn", "self_attention", "attention")
+_FINAL_NORMS = (
+    "model.norm",
+    "transformer.ln_f",
+    "gpt_neox.final_layer_norm",
+    "model.final_layernorm",
+    "model.decoder.final_layer_norm",
+)
+
+
+class LanguageModel:
+    """A `transformers` model for reading, not training: no gradients, eval mode, one device."""
+
+    def __init__(self, module: nn.Module, tokenizer: Any, info: ModelInfo) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.info = info
+        self.blocks = _find_blocks(module)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the model predicts next tokens; encoders (the BERT family) do not."""
+        return self.module.get_output_embeddings() is not None and not hasattr(self.module, "cls")
+
+    @property
+    def pad_id(self) -> int:
+        """An id to fill batches with; what stands there never counts."""
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+
+    def check_hook(self, hook_name: str) -> None:
+        """Raises ConfigError if the model has no such hook point."""
+        self._hooked_module(hook_name)
+
+    @torch.inference_mode()
+    def activations(self, token_ids: Tensor, attention_mask: Tensor, hook_name: str) -> Tensor:
+        """`model_acts` (B, T, d_in) at the hook point, float32, for ids and mask (B, T). Runs nothing behind the hook."""
+
+        def capture(model_acts: Tensor) -> None:
+            raise _Captured(model_acts)
+
+        with self._hooked(hook_name, capture):
+            try:
+                self._forward(token_ids, attention_mask)
+            except _Captured as captured:
+                return captured.model_acts.float()
+        raise ModelError(f"The forward pass never reached {hook_name}; this architecture is not supported there.")
+
+    @torch.inference_mode()
+    def next_token_losses(
+        self, token_ids: Tensor, attention_mask: Tensor, *, hook_name: str, replace: Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
+        """Cross-entropy in nats (B, T-1) of each next token, with `replace(model_acts)` at the hook if it is given."""
+        with self._hooked(hook_name, replace):
+            logits = self._forward(token_ids, attention_mask).logits[:, :-1].float()  # (B, T-1, vocab)
+        losses = nn.functional.cross_entropy(logits.flatten(0, 1), token_ids[:, 1:].flatten(), reduction="none")
+        return losses.view(token_ids.shape[0], -1)
+
+    @torch.inference_mode()
+    def unembedding(self) -> Tensor | None:
+        """`W_U` (d_model, vocab) with the final norm's gain multiplied in, float32; None for a model without one.
+
+        The final norm is taken as linear: its gain is kept, its division by the token's own scale is left out, and
+        where it subtracts the mean (LayerNorm) the mean is subtracted from W_U's columns instead.
+        """
+        head = self.module.get_output_embeddings()
+        if head is None or not hasattr(head, "weight"):
+            return None
+        weights = head.weight.float()  # (vocab, d_model)
+        norm = next((m for path in _FINAL_NORMS if (m := _submodule(self.module, path)) is not None), None)
+        if norm is None:
+            return weights.T.contiguous()
+        signs = torch.ones(weights.shape[1], device=weights.device)
+        signs[1::2] = -1  # mean 0 and mean square 1: both kinds of norm leave it as it is but for gain and bias
+        bias = norm(torch.zeros_like(signs).to(head.weight.dtype)).float()
+        gain = (norm(signs.to(head.weight.dtype)).float() - bias) * signs
+        subtracts_mean = torch.allclose(norm(torch.ones_like(signs).to(head.weight.dtype)).float(), bias, atol=1e-2)
+        scaled = weights * gain
+        if subtracts_mean:
+            scaled = scaled - scaled.mean(dim=1, keepdim=True)
+        return scaled.T.contiguous()
+
+    def _forward(self, token_ids: Tensor, attention_mask: Tensor) -> Any:
+        # Without padding no mask is passed, so that the fused causal attention can be used.
+        mask = None if bool(attention_mask.all()) else attention_mask.long()
+        options = {"use_cache": False} if self.is_causal else {}
+        return self.module(input_ids=token_ids, attention_mask=mask, **options)
+
+    def _hooked_module(self, hook_name: str) -> tuple[nn.Module, bool]:
+        """The module to hook and whether its input (not its output) is meant."""
+        match = _HOOK_NAME.fullmatch(hook_name)
+        if match is None:
+            raise ConfigError(f"Hook {hook_name!r} is not known; it reads like blocks.6.hook_resid_post.")
+        layer, kind = int(match[1]), match[2]
+        if layer >= len(self.blocks):
+            raise ConfigError(
+                f"{self.info.model_name} has no layer {layer}: it has {len(self.blocks)} blocks, "
+                f"numbered 0 to {len(self.blocks) - 1}."
+            )
+        block = self.blocks[layer]
+        if kind in ("resid_pre", "resid_post"):
+            return block, kind == "resid_pre"
+        paths = _MLP_PATHS if kind == "mlp_out" else _ATTENTION_PATHS
+        if kind == "attn_out" and hasattr(block, "post_feedforward_layernorm"):
+            paths = ("post_attention_layernorm",)
+        for path in paths:
+            if (module := _submodule(block, path)) is not None:
+                return module, False
+        raise ConfigError(f"{type(block).__name__} has no {kind}; use resid_post.")
+
+    @contextmanager
+    def _hooked(self, hook_name: str, change: Callable[[Tensor], Tensor | None] | None) -> Iterator[None]:
+        """While open, `change` sees the activations at the hook; what it returns (if anything) takes their place."""
+        if change is None:
+            yield
+            return
+        module, at_input = self._hooked_module(hook_name)
+
+        def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if args:
+                changed = change(args[0])
+                return None if changed is None else ((changed, *args[1:]), kwargs)
+            changed = change(kwargs["hidden_states"])
+            return None if changed is None else (args, {**kwargs, "hidden_states": changed})
+
+        def on_output(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+            changed = change(output[0] if isinstance(output, tuple) else output)
+            if changed is None:
+                return None
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        handle = (
+            module.register_forward_pre_hook(on_input, with_kwargs=True)
+            if at_input
+            else module.register_forward_hook(on_output)
+        )
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def load_model(model_name: str, *, dtype: str = "float32", device: str | None = None) -> LanguageModel:
+    """A model with its tokenizer from a folder, the hub's cache or the hub; `demo` is the model that ships here.
+
+    Raises ModelError, in one sentence that says what to do, if it is absent, gated, offline or of an unknown kind.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}.")
+    source = str(resolve_model(model_name))
+    chosen = choose_device(device)
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # loading bars would stand between a job's own lines
+    with _model_errors(model_name):
+        config = AutoConfig.from_pretrained(source)
+        is_encoder = not any("CausalLM" in name or "LMHead" in name for name in (config.architectures or []))
+        loader = AutoModel if is_encoder else AutoModelForCausalLM
+        module = loader.from_pretrained(source, dtype=getattr(torch, dtype))
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        module.to(chosen)
+    text_config = config.get_text_config()
+    info = ModelInfo(
+        model_name=model_name,
+        revision=getattr(config, "_commit_hash", None) or _folder_fingerprint(Path(source)),
+        architecture=type(module).__name__,
+        n_layers=text_config.num_hidden_layers,
+        d_model=text_config.hidden_size,
+    )
+    return LanguageModel(module, tokenizer, info)
+
+
+def load_tokenizer(model_name: str) -> Any:
+    """The model's tokenizer alone; raises ModelError as `load_model` does."""
+    source = str(resolve_model(model_name))
+    from transformers import AutoTokenizer
+
+    with _model_errors(model_name):
+        return AutoTokenizer.from_pretrained(source)
+
+
+def choose_device(device: str | None) -> torch.device:
+    """The named device, or cuda where it is there and else the cpu; ConfigError if the named one is not here."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"Device {device!r} is not here; leave out --device, or use --device cpu.") from error
+    return chosen
+
+
+def resolve_model(model_name: str) -> str | Path:
+    """The folder behind a name that means one (`demo`, a path), else the name, which is then a hub id."""
+    if model_name == DEMO_MODEL:
+        return DEMO_LM_FOLDER / "weights"
+    path = Path(model_name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise ModelError(
+                f"The folder {model_name} holds no config.json; give the folder that save_pretrained wrote."
+            )
+        return path
+    looks_like_path = model_name.startswith((".", "/", "~")) or model_name.count("/") > 1 or os.sep == "\\"
+    if looks_like_path:
+        raise ModelError(f"There is no model folder {model_name}; check the path.")
+    return model_name
+
+
+@contextmanager
+def _model_errors(model_name: str) -> Iterator[None]:
+    """Turns what `transformers` and the hub raise into one sentence that says what to do."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        chain = list(_causes(error))
+        if any(isinstance(cause, GatedRepoError) for cause in chain):
+            sentence = "is gated: accept its licence on its hub page, then run `hf auth login`"
+        elif any(isinstance(cause, RepositoryNotFoundError) for cause in chain):
+            sentence = "is not on the hub (or is private): check the name, or run `hf auth login`"
+        elif isinstance(error, torch.OutOfMemoryError):
+            sentence = "does not fit into the device's memory: use --dtype bfloat16 or --device cpu"
+        elif Path(model_name).expanduser().is_dir():
+            detail = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            sentence = f"cannot be loaded from its folder ({detail})"
+        elif isinstance(error, OSError):
+            sentence = "is not on this machine and the hub cannot be reached: check the network, or give a folder"
+        else:
+            detail = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            sentence = f"cannot be loaded ({detail})"
+        raise ModelError(f"The model {model_name} {sentence}.") from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _folder_fingerprint(folder: Path) -> str:
+    """SHA-256 over names, sizes and both ends of the weight files: enough to notice that they were replaced."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"]):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            file.seek(max(0, size - (1 << 20)))
+            digest.update(file.read(1 << 20))
+    return digest.hexdigest()[:40]
+
+
+def _find_blocks(module: nn.Module) -> nn.ModuleList:
+    n_layers = module.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
+    for child in module.modules():
+        if isinstance(child, nn.ModuleList) and len(child) == n_layers:
+            return child
+    raise ModelError(f"{type(module).__name__} keeps its blocks in no list that saescope knows; use another model.")
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module | None:
+    for name in path.split("."):
+        child = getattr(module, name, None)
+        if not isinstance(child, nn.Module):
+            return None
+        module = child
+    return module
+
+
+class _Captured(Exception):
+    """Carries the activations out of the forward pass and ends it."""
+
+    def __init__(self, model_acts: Tensor) -> None:
+        super().__init__()
+        self.model_acts = model_acts

@@ -1,0 +1,55 @@
+"""What every long job shows and how it is stopped: a progress bar with rate and time left, and a clean Ctrl-C."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+
+
+def progress_bar(*, total: int, done: int = 0, what: str, unit: str = " tokens") -> "tqdm[Any]":
+    """A bar on the terminal; where there is none, a line every ten seconds."""
+    is_terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=what,
+        unit=unit,
+        unit_scale=True,
+        dynamic_ncols=is_terminal,
+        mininterval=0.2 if is_terminal else 10.0,
+        smoothing=0.1,
+        leave=True,
+        bar_format="{desc} {percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt}{unit} {rate_fmt} {remaining} left {postfix}",
+    )
+
+
+class StopRequest:
+    """Whether the user asked the job to stop; jobs look between steps, so that what they save is whole."""
+
+    def __init__(self) -> None:
+        self.was_made = False
+
+    def make(self, signum: int, frame: FrameType | None) -> None:
+        if self.was_made:  # asked twice: stop now
+            raise KeyboardInterrupt
+        self.was_made = True
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Turns Ctrl-C and SIGTERM into a request for as long as it is open; outside the main thread it never comes."""
+    request = StopRequest()
+    try:
+        previous = {number: signal.signal(number, request.make) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # signals can be handled in the main thread only
+        yield request
+        return
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
