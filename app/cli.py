@@ -8,11 +8,13 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app.settings import Settings
-from sae_core.errors import SaescopeError
+from sae_core.disk import saving
+from sae_core.errors import NotFoundError, SaescopeError
 
 if TYPE_CHECKING:
     from sae_core.config import IndexConfig, TrainConfig
@@ -120,9 +122,12 @@ def run_index(arguments: argparse.Namespace) -> int:
 
 def run_serve(arguments: argparse.Namespace) -> int:
     """`saescope serve`."""
-    from app.server import serve
+    from app.server import listen, serve
 
-    serve(_settings(arguments, host=arguments.host, port=arguments.port, device=arguments.device))
+    settings = _settings(arguments, host=arguments.host, port=arguments.port, device=arguments.device)
+    with closing(listen(settings)) as socket:
+        _open_store(settings).close()
+        serve(settings, socket=socket)
     return 0
 
 
@@ -132,13 +137,15 @@ def run_demo(arguments: argparse.Namespace) -> int:
     from app.server import listen, serve
 
     settings = _settings(arguments, host=arguments.host, port=arguments.port, device=arguments.device)
-    socket = listen(settings)  # a busy port is said before minutes of work, not after
-    if not demo.is_ready(settings):
-        info = train_and_add(demo.TRAINING, slug=demo.SLUG, settings=settings)
-        if info is None or not index_and_add(demo.INDEXING, settings=settings):
-            socket.close()
-            return STOPPED
-    serve(settings, socket=socket)
+    with closing(listen(settings)) as socket:  # a busy port is said before minutes of work, not after
+        store = _open_store(settings)
+        is_ready = demo.is_ready(store)
+        store.close()
+        if not is_ready:
+            info = train_and_add(demo.TRAINING, slug=demo.SLUG, settings=settings)
+            if info is None or not index_and_add(demo.INDEXING, settings=settings):
+                return STOPPED
+        serve(settings, socket=socket)
     return 0
 
 
@@ -153,9 +160,18 @@ def train_and_add(config: "TrainConfig", *, slug: str | None, settings: Settings
     if info is None:
         print("saescope: stopped; the same command goes on from here.", file=sys.stderr)
         return None
-    store.add_sae(info, vocabulary(load_tokenizer(config.model)))
+    if not _is_known(store, info):
+        store.add_sae(info, vocabulary(load_tokenizer(config.model)))
     store.close()
     return info
+
+
+def _is_known(store: "Store", info: "SAEInfo") -> bool:
+    """Whether the database holds these very weights; entering them again would take their indexes away."""
+    try:
+        return store.sae(info.slug).sae.created_at == info.created_at
+    except NotFoundError:
+        return False
 
 
 def index_and_add(config: "IndexConfig", *, settings: Settings) -> bool:
@@ -232,9 +248,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     size.add_argument("--k", type=count, default=32, metavar="N", help="active features per token (32)")
     size.add_argument("--slug", metavar="NAME", help="its name in URLs (from model, layer and width)")
     how = parser.add_argument_group("how it is trained")
-    how.add_argument(
-        "--tokens", type=count, default=2_000_000, metavar="N", help="activations trained on, as 10M (2M)"
-    )
+    how.add_argument("--tokens", type=count, default=2_000_000, metavar="N", help="activations trained on, as 10M (2M)")
     how.add_argument("--batch-tokens", type=count, default=4096, metavar="N", help="activations per step (4096)")
     how.add_argument(
         "--buffer-tokens", type=count, default=262_144, metavar="N", help="activations held for shuffling (262144)"
@@ -292,7 +306,7 @@ def _add_device(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--device", metavar="NAME", help="cuda, cpu or mps (cuda if it is there)")
 
 
-def _settings(arguments: argparse.Namespace, **overrides: object) -> Settings:
+def _settings(arguments: argparse.Namespace, **overrides: Any) -> Settings:
     home = arguments.home.expanduser().resolve() if arguments.home else None
     return Settings.from_env(home=home, database_url=arguments.database, **overrides)
 
@@ -300,6 +314,8 @@ def _settings(arguments: argparse.Namespace, **overrides: object) -> Settings:
 def _open_store(settings: Settings) -> "Store":
     from sae_core.store import Store
 
+    with saving(settings.home):
+        settings.home.mkdir(parents=True, exist_ok=True)
     return Store.open(settings.database_url)
 
 

@@ -15,7 +15,9 @@ def listen(settings: Settings) -> sockets.socket:
             settings.host, settings.port, type=sockets.SOCK_STREAM, flags=sockets.AI_PASSIVE
         )[0]
     except sockets.gaierror as error:
-        raise ConfigError(f"The host {settings.host!r} is not an address of this machine; use --host 127.0.0.1.") from error
+        raise ConfigError(
+            f"The host {settings.host!r} is not an address of this machine; use --host 127.0.0.1."
+        ) from error
     socket = sockets.socket(family, kind, protocol)
     socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
     try:
@@ -30,17 +32,18 @@ def listen(settings: Settings) -> sockets.socket:
             ) from error
         if error.errno == errno.EACCES:
             raise ConfigError(f"Port {settings.port} needs more rights than you have; use --port 8000.") from error
-        raise ConfigError(f"The host {settings.host!r} is not an address of this machine; use --host 127.0.0.1.") from error
+        raise ConfigError(
+            f"The host {settings.host!r} is not an address of this machine; use --host 127.0.0.1."
+        ) from error
     return socket
 
 
-def serve(settings: Settings, *, socket: sockets.socket | None = None) -> None:
-    """Serves the dashboard on `socket` (or a new one) until it is stopped."""
+def serve(settings: Settings, *, socket: sockets.socket) -> None:
+    """Serves the dashboard on `socket` until it is stopped."""
     import uvicorn
 
     from app.main import create_app
 
-    socket = socket or listen(settings)
     app = create_app(settings)
     host, port = socket.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host

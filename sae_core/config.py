@@ -110,7 +110,7 @@ def check_slug(slug: str) -> str:
     """`slug` if it can stand in a URL as it is: lower-case letters, digits, dots, dashes, underscores."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,99}", slug):
         raise ConfigError(
-            f"slug {slug!r} cannot be used: start with a letter or digit, then use a-z, 0-9, '.', '_', '-'"
+            f"slug {slug!r} cannot be used: start with a letter or digit, then use a-z, 0-9, '.', '_' and '-'."
         )
     return slug
 

@@ -6,9 +6,10 @@ The first step of the flow. Documents stream; nothing is held but the one being 
 import glob
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 from sae_core import python_docs
 from sae_core.errors import CorpusError
@@ -17,9 +18,9 @@ from sae_core.records import Document
 HUB_PREFIX = "hub:"
 _RECORD_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
 # What is read from a folder. A file that is named outright is read whatever its suffix.
-_FOLDER_SUFFIXES = frozenset(
-    ".txt .text .md .rst .tex .py .pyi .js .ts .c .h .cpp .hpp .java .go .rs .rb .sql .html .xml .csv .tsv .log".split()
-)
+_PROSE = (".txt", ".text", ".md", ".rst", ".tex", ".html", ".xml", ".csv", ".tsv", ".log")
+_CODE = (".py", ".pyi", ".js", ".ts", ".c", ".h", ".cpp", ".hpp", ".java", ".go", ".rs", ".rb", ".sql", ".sh")
+_FOLDER_SUFFIXES = frozenset(_PROSE + _CODE)
 
 
 def iter_documents(sources: Iterable[str], *, text_field: str = "text") -> Iterator[Document]:
@@ -35,7 +36,11 @@ def iter_documents(sources: Iterable[str], *, text_field: str = "text") -> Itera
         elif source.startswith(HUB_PREFIX):
             yield from _hub_documents(source.removeprefix(HUB_PREFIX), text_field)
         else:
-            for path, was_named in _paths(source):
+            try:
+                paths = list(_paths(source))
+            except OSError as error:
+                raise CorpusError(f"{source[:200]} cannot be read: {error.strerror or error}.") from error
+            for path, was_named in paths:
                 yield from _file_documents(path, text_field, was_named=was_named)
 
 
@@ -48,7 +53,7 @@ def corpus_name(sources: Iterable[str]) -> str:
 def _paths(source: str) -> Iterator[tuple[Path, bool]]:
     path = Path(source).expanduser()
     if path.is_dir():
-        found = [file for file in sorted(path.rglob("*")) if file.is_file() and _is_read_from_folder(file)]
+        found = [file for file in sorted(path.rglob("*")) if file.is_file() and _is_read_from_folder(file, path)]
         if not found:
             raise CorpusError(
                 f"The folder {source} holds no text files; name the files or use a glob such as '{source}/*'."
@@ -65,9 +70,9 @@ def _paths(source: str) -> Iterator[tuple[Path, bool]]:
         raise CorpusError(f"There is no file or folder {source}; check the path (hub data sets start with 'hub:').")
 
 
-def _is_read_from_folder(path: Path) -> bool:
+def _is_read_from_folder(path: Path, folder: Path) -> bool:
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    is_hidden = any(part.startswith(".") for part in path.parts[-2:])
+    is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
     return not is_hidden and (suffix.lower() in _FOLDER_SUFFIXES or suffix.lower() in _RECORD_SUFFIXES)
 
 
@@ -86,12 +91,16 @@ def _file_documents(path: Path, text_field: str, *, was_named: bool) -> Iterator
                 yield Document(text=text, source=str(path))
             elif was_named:
                 raise CorpusError(f"{path} is not UTF-8 text; convert it, or leave it out.")
+    except (EOFError, zlib.error) as error:
+        raise CorpusError(f"{path} is cut short or damaged; compress it again, or leave it out.") from error
     except OSError as error:
-        raise CorpusError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise CorpusError(f"{path} cannot be read: {str(error.strerror or error).rstrip('.')}.") from error
 
 
 def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    if path.suffix == ".gz":
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    return path.open("rb")
 
 
 def _decoded(data: bytes) -> str | None:
@@ -111,15 +120,18 @@ def _jsonl_documents(path: Path, text_field: str) -> Iterator[Document]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise CorpusError(f"{path} line {number} is not JSON; every line must be one JSON object.") from error
             text = row.get(text_field) if isinstance(row, dict) else None
             if not isinstance(text, str):
                 known = ", ".join(row) if isinstance(row, dict) else "none"
                 raise CorpusError(
-                    f"{path} line {number} has no text field {text_field!r} (fields: {known}); name it with --text-field."
+                    f"{path} line {number} has no text field {text_field!r} (fields: {known}); "
+                    "name it with --text-field."
                 )
-            yield Document(text=text, source=f"{path}:{number}")
+            # JSON can spell half a surrogate pair, which no tokenizer takes.
+            whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            yield Document(text=whole, source=f"{path}:{number}")
 
 
 def _parquet_documents(path: Path, text_field: str) -> Iterator[Document]:
@@ -133,12 +145,28 @@ def _parquet_documents(path: Path, text_field: str) -> Iterator[Document]:
     if text_field not in table.schema_arrow.names:
         known = ", ".join(table.schema_arrow.names)
         raise CorpusError(f"{path} has no column {text_field!r} (columns: {known}); name it with --text-field.")
+    kind = table.schema_arrow.field(text_field).type
+    if not _holds_text(kind):
+        raise CorpusError(
+            f"The column {text_field!r} of {path} holds {kind}, not text; name another with --text-field."
+        )
     number = 0
-    for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
-        for text in batch.column(0).to_pylist():
-            number += 1
-            if isinstance(text, str):
-                yield Document(text=text, source=f"{path}:{number}")
+    try:
+        for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
+            for text in batch.column(0).to_pylist():
+                number += 1
+                if text is not None:
+                    yield Document(text=text, source=f"{path}:{number}")
+    except (pyarrow.ArrowInvalid, UnicodeDecodeError) as error:
+        raise CorpusError(f"{path} is damaged after row {number}; write it again, or leave it out.") from error
+
+
+def _holds_text(kind: Any) -> bool:
+    """Whether values of this Arrow type come out as `str`, also where they are stored as indices of a dictionary."""
+    from pyarrow import types
+
+    values = kind.value_type if types.is_dictionary(kind) else kind
+    return bool(types.is_string(values) or types.is_large_string(values) or types.is_string_view(values))
 
 
 def _hub_documents(name: str, text_field: str) -> Iterator[Document]:

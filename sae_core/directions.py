@@ -1,4 +1,4 @@
-"""What follows from an SAE's weights alone: promoted and suppressed tokens, nearest features, encoder-decoder cosine."""
+"""What follows from an SAE's weights alone: promoted tokens, nearest features, cosines."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ def logit_attribution(W_dec: Tensor, W_U: Tensor, *, n: int) -> tuple[Tensor, Te
     """
     n = min(n, W_U.shape[1])
     parts = []
-    for rows in W_dec.split(max(1, _BLOCK_BYTES // (4 * W_U.shape[1]))):
+    for rows in torch.split(W_dec, max(1, _BLOCK_BYTES // (4 * W_U.shape[1]))):
         logits = rows @ W_U  # (rows, vocab)
         promoted, suppressed = logits.topk(n, dim=1), logits.topk(n, dim=1, largest=False)
         parts.append((promoted.indices, promoted.values, suppressed.indices, suppressed.values))

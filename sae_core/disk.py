@@ -8,6 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+
 from sae_core.errors import ConfigError, DiskFullError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -35,7 +36,9 @@ def saving(folder: Path) -> Iterator[None]:
 
 
 def _full(folder: Path) -> DiskFullError:
-    return DiskFullError(f"The disk of {folder} is full; make room and run the same command again, it goes on from there.")
+    return DiskFullError(
+        f"The disk of {folder} is full; make room and run the same command again, it goes on from there."
+    )
 
 
 def _free_bytes(folder: Path) -> int:

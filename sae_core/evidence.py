@@ -79,7 +79,9 @@ def offer_peaks(top: BestK, entries: Entries, *, d_sae: int) -> None:
     values = entries.values[order]
     peaks = torch.full((len(groups),), -torch.inf).scatter_reduce_(0, group_of, values, "amax")
     at_peak = (values == peaks[group_of]).nonzero().squeeze(1)
-    first = at_peak[torch.unique_consecutive(group_of[at_peak], return_inverse=True)[1].diff(prepend=torch.tensor([-1])) > 0]
+    first = at_peak[
+        torch.unique_consecutive(group_of[at_peak], return_inverse=True)[1].diff(prepend=torch.tensor([-1])) > 0
+    ]
     payload = torch.stack([groups // d_sae, entries.positions[order][first]], dim=1)
     top.offer(groups % d_sae, peaks, payload)
 

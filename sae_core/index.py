@@ -56,7 +56,9 @@ def build_index(sae_info: SAEInfo, config: IndexConfig, *, scratch: Path) -> Ind
     model = load_model(sae_info.model.model_name, dtype=str(sae_info.config["dtype"]), device=config.device)
     sae = load_sae(Path(sae_info.weights_path), device=model.device)
     if sae.d_in != model.info.d_model:
-        raise WeightsError(f"The SAE reads {sae.d_in} numbers a token but {sae_info.model.model_name} gives {model.info.d_model}.")
+        raise WeightsError(
+            f"The SAE reads {sae.d_in} numbers a token but {sae_info.model.model_name} gives {model.info.d_model}."
+        )
     frame, contexts = read_contexts(sae_info, config, model)
     with saving(scratch):
         code = evidence.CodeFile(scratch)
@@ -103,9 +105,7 @@ def build_index(sae_info: SAEInfo, config: IndexConfig, *, scratch: Path) -> Ind
     )
 
 
-def read_contexts(
-    sae_info: SAEInfo, config: IndexConfig, model: LanguageModel
-) -> tuple[Framing, list[TokenContext]]:
+def read_contexts(sae_info: SAEInfo, config: IndexConfig, model: LanguageModel) -> tuple[Framing, list[TokenContext]]:
     """The corpus as contexts, cut as the SAE was trained unless the configuration says otherwise."""
     prepend_bos = config.prepend_bos
     if prepend_bos is None:
@@ -267,7 +267,9 @@ def feature_records(
             max_activation=top,
             mean_activation=means[feature_index],
             encoder_decoder_cosine=known.cosines[feature_index],
-            histogram=Histogram(edges=edges, counts=tuple(histograms[feature_index])) if n_active else Histogram(edges=(), counts=()),
+            histogram=Histogram(edges=edges, counts=tuple(histograms[feature_index]))
+            if n_active
+            else Histogram(edges=(), counts=()),
             band_shares=tuple(band_shares[feature_index]) if n_active else (0.0,) * N_BANDS,
             promoted_tokens=known.promoted[feature_index],
             suppressed_tokens=known.suppressed[feature_index],

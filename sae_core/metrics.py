@@ -21,7 +21,7 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         "place of its activations: 1 is all of it, 0 is as bad as putting zeros there.",
         "density": "The share of tokens on which a feature is active.",
         "dead": "A dead feature was active on no token of this corpus.",
-        "dense": "A dense feature is active on more tokens than the threshold allows; dense features seldom mean one thing.",
+        "dense": "A dense feature is active on more tokens than the threshold allows; few such mean one thing.",
     }
 )
 

@@ -29,10 +29,19 @@ from sae_core.records import ModelInfo
 
 DEMO_MODEL = "demo"
 _HOOK_NAME = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|mlp_out|attn_out)")
-# Where a block keeps what it adds to the residual stream; the first path that exists is taken. Gemma 2 and 3 normalise
-# after attention and MLP and before adding; BERT keeps both in sub-modules named `output`.
-_MLP_PATHS = ("post_feedforward_layernorm", "mlp", "output.dense", "feed_forward", "ffn")
-_ATTENTION_PATHS = ("attention.output.dense", "self_attn", "attn", "self_attention", "attention")
+# Where a block keeps what it adds to the residual stream; the first path that exists is taken. Gemma 2 and 3 and GLM 4
+# normalise after attention and MLP and before adding; BERT keeps both in sub-modules named `output`.
+_MLP_PATHS = ("post_feedforward_layernorm", "post_mlp_layernorm", "mlp", "output.dense", "feed_forward", "ffn")
+_ATTENTION_PATHS = (
+    "attention.output.dense",
+    "post_self_attn_layernorm",
+    "self_attn",
+    "attn",
+    "self_attention",
+    "attention",
+)
+# Blocks whose MLP or attention returns its sum with the residual stream, so that what it adds stands nowhere.
+_ADDING_INSIDE = frozenset({"BloomBlock", "MptBlock"})
 _FINAL_NORMS = (
     "model.norm",
     "transformer.ln_f",
@@ -46,19 +55,20 @@ class LanguageModel:
     """A `transformers` model for reading, not training: no gradients, eval mode, one device."""
 
     def __init__(self, module: nn.Module, tokenizer: Any, info: ModelInfo) -> None:
-        self.module = module.eval().requires_grad_(False)
+        self.module: Any = module.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.info = info
         self.blocks = _find_blocks(module)
 
     @property
     def device(self) -> torch.device:
-        return next(self.module.parameters()).device
+        device: torch.device = next(self.module.parameters()).device
+        return device
 
     @property
     def is_causal(self) -> bool:
         """Whether the model predicts next tokens; encoders (the BERT family) do not."""
-        return self.module.get_output_embeddings() is not None and not hasattr(self.module, "cls")
+        return self.module.get_output_embeddings() is not None
 
     @property
     def pad_id(self) -> int:
@@ -71,7 +81,7 @@ class LanguageModel:
 
     @torch.inference_mode()
     def activations(self, token_ids: Tensor, attention_mask: Tensor, hook_name: str) -> Tensor:
-        """`model_acts` (B, T, d_in) at the hook point, float32, for ids and mask (B, T). Runs nothing behind the hook."""
+        """`model_acts` (B, T, d_in) at the hook, float32, for ids and mask (B, T). Runs nothing behind the hook."""
 
         def capture(model_acts: Tensor) -> None:
             raise _Captured(model_acts)
@@ -103,7 +113,7 @@ class LanguageModel:
         head = self.module.get_output_embeddings()
         if head is None or not hasattr(head, "weight"):
             return None
-        weights = head.weight.float()  # (vocab, d_model)
+        weights: Tensor = head.weight.float()  # (vocab, d_model)
         norm = next((m for path in _FINAL_NORMS if (m := _submodule(self.module, path)) is not None), None)
         if norm is None:
             return weights.T.contiguous()
@@ -115,11 +125,12 @@ class LanguageModel:
         scaled = weights * gain
         if subtracts_mean:
             scaled = scaled - scaled.mean(dim=1, keepdim=True)
-        return scaled.T.contiguous()
+        unembedding: Tensor = scaled.T.contiguous()
+        return unembedding
 
     def _forward(self, token_ids: Tensor, attention_mask: Tensor) -> Any:
-        # Without padding no mask is passed, so that the fused causal attention can be used.
-        mask = None if bool(attention_mask.all()) else attention_mask.long()
+        # Padding stands behind the text, where no causal model looks: without a mask attention is fused and faster.
+        mask = None if self.is_causal or bool(attention_mask.all()) else attention_mask.long()
         options = {"use_cache": False} if self.is_causal else {}
         return self.module(input_ids=token_ids, attention_mask=mask, **options)
 
@@ -137,10 +148,10 @@ class LanguageModel:
         block = self.blocks[layer]
         if kind in ("resid_pre", "resid_post"):
             return block, kind == "resid_pre"
-        paths = _MLP_PATHS if kind == "mlp_out" else _ATTENTION_PATHS
+        paths: tuple[str, ...] = _MLP_PATHS if kind == "mlp_out" else _ATTENTION_PATHS
         if kind == "attn_out" and hasattr(block, "post_feedforward_layernorm"):
             paths = ("post_attention_layernorm",)
-        for path in paths:
+        for path in () if type(block).__name__ in _ADDING_INSIDE else paths:
             if (module := _submodule(block, path)) is not None:
                 return module, False
         raise ConfigError(f"{type(block).__name__} has no {kind}; use resid_post.")
@@ -191,11 +202,12 @@ def load_model(model_name: str, *, dtype: str = "float32", device: str | None = 
 
     logging.disable_progress_bar()  # loading bars would stand between a job's own lines
     with _model_errors(model_name):
-        config = AutoConfig.from_pretrained(source)
+        # Where it is left out, transformers asks at the terminal whether to run a model's own code.
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         is_encoder = not any("CausalLM" in name or "LMHead" in name for name in (config.architectures or []))
         loader = AutoModel if is_encoder else AutoModelForCausalLM
-        module = loader.from_pretrained(source, dtype=getattr(torch, dtype))
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        module = loader.from_pretrained(source, dtype=getattr(torch, dtype), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         module.to(chosen)
     text_config = config.get_text_config()
     info = ModelInfo(
@@ -214,7 +226,7 @@ def load_tokenizer(model_name: str) -> Any:
     from transformers import AutoTokenizer
 
     with _model_errors(model_name):
-        return AutoTokenizer.from_pretrained(source)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
 def choose_device(device: str | None) -> torch.device:
@@ -253,7 +265,7 @@ def _model_errors(model_name: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except Exception as error:  # damaged files make tokenizers and safetensors raise plain Exceptions
         chain = list(_causes(error))
         if any(isinstance(cause, GatedRepoError) for cause in chain):
             sentence = "is gated: accept its licence on its hub page, then run `hf auth login`"
@@ -261,6 +273,8 @@ def _model_errors(model_name: str) -> Iterator[None]:
             sentence = "is not on the hub (or is private): check the name, or run `hf auth login`"
         elif isinstance(error, torch.OutOfMemoryError):
             sentence = "does not fit into the device's memory: use --dtype bfloat16 or --device cpu"
+        elif "trust_remote_code" in str(error):
+            sentence = "needs program code of its own, which saescope never runs: use a model that transformers knows"
         elif Path(model_name).expanduser().is_dir():
             detail = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             sentence = f"cannot be loaded from its folder ({detail})"

@@ -39,7 +39,9 @@ class Prober:
             raise PromptError("The prompt is empty; type some text.")
         ids = self.model.tokenizer.encode(text, add_special_tokens=False, verbose=False)
         if len(ids) > max_tokens:
-            raise PromptTooLongError(f"The prompt has {len(ids):,} tokens, over the limit of {max_tokens:,}; shorten it.")
+            raise PromptTooLongError(
+                f"The prompt has {len(ids):,} tokens, over the limit of {max_tokens:,}; shorten it."
+            )
         indices, values = self._encode(ids)
         tokens = []
         active: dict[int, dict[int, float]] = {}  # feature -> token position -> activation
@@ -48,13 +50,17 @@ class Prober:
         for position, token_id in enumerate(self._frame.prefix):
             tokens.append(ProbeToken(token=texts[position], token_id=token_id, is_special=True, features=()))
         for row, token_id in enumerate(ids):
-            pairs = sorted(zip(values[row], indices[row], strict=True), reverse=True)
+            is_special = token_id in self._frame.special_ids
+            pairs = [] if is_special else sorted(zip(values[row], indices[row], strict=True), reverse=True)
             strongest = [ActiveFeature(feature_index=i, activation=v) for v, i in pairs if v > 0]
             for feature in strongest:
                 active.setdefault(feature.feature_index, {})[first + row] = feature.activation
             tokens.append(
                 ProbeToken(
-                    token=texts[first + row], token_id=token_id, is_special=False, features=tuple(strongest[:top_k])
+                    token=texts[first + row],
+                    token_id=token_id,
+                    is_special=is_special,
+                    features=tuple(strongest[:top_k]),
                 )
             )
         features = [_over_text(index, activations, len(tokens)) for index, activations in active.items()]

@@ -13,6 +13,7 @@ from tqdm import tqdm
 def progress_bar(*, total: int, done: int = 0, what: str, unit: str = " tokens") -> "tqdm[Any]":
     """A bar on the terminal; where there is none, a line every ten seconds."""
     is_terminal = sys.stderr.isatty()
+    counts = "{n_fmt}/{total_fmt}{unit} {rate_fmt} {remaining} left{postfix}"
     return tqdm(
         total=total,
         initial=done,
@@ -23,7 +24,7 @@ def progress_bar(*, total: int, done: int = 0, what: str, unit: str = " tokens")
         mininterval=0.2 if is_terminal else 10.0,
         smoothing=0.1,
         leave=True,
-        bar_format="{desc} {percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt}{unit} {rate_fmt} {remaining} left {postfix}",
+        bar_format="{desc} {percentage:3.0f}% |{bar:24}| " + counts,
     )
 
 

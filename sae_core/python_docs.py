@@ -25,7 +25,7 @@ _GENERATED = re.compile(r"auto-?generated|do not edit|@generated|generated (?:by
 
 
 def python_docs() -> Iterator[Document]:
-    """Help topics, docstrings and sources of the standard library (without its tests), mixed in a fixed order."""
+    """Help topics and sources of the standard library (without its tests), mixed in a fixed order."""
     stdlib = Path(sysconfig.get_path("stdlib"))
     found: list[tuple[str, Path | str]] = list(pydoc_topics())
     found += [(f"stdlib/{path.as_posix()}", stdlib / path) for path in source_files(stdlib, skipped=TEST_FOLDERS)]
@@ -33,10 +33,6 @@ def python_docs() -> Iterator[Document]:
         text = origin if isinstance(origin, str) else read_source(origin)
         if text is None or not is_worth_reading(text):
             continue
-        if isinstance(origin, Path):
-            prose = docstrings(text)
-            if len(prose) > MIN_CHARACTERS:
-                yield Document(text=prose, source=f"{name} (docstrings)")
         yield Document(text=text, source=name)
 
 
@@ -50,7 +46,7 @@ def pydoc_topics() -> Iterator[tuple[str, str]]:
 
 
 def source_files(root: Path, *, skipped: frozenset[str] = frozenset()) -> list[Path]:
-    """Relative paths of sources and prose files below `root`, ordered by hash, so that a cut-off takes a fair sample."""
+    """Relative paths of sources and prose files below `root`, ordered by hash: a cut-off takes a fair sample."""
     found = []
     for path in root.rglob("*"):
         relative = path.relative_to(root)

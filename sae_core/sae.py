@@ -12,7 +12,6 @@ the biases when it is done (`fold_input_scale`): whoever loads the weights feeds
 """
 
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,7 +90,7 @@ class TopKSAE(nn.Module):
         save_file(tensors, folder / f"{WEIGHTS_FILE}.new")
         (folder / f"{SHAPE_FILE}.new").write_text(json.dumps(shape, indent=2) + "\n")
         for name in (WEIGHTS_FILE, SHAPE_FILE):
-            os.replace(folder / f"{name}.new", folder / name)
+            (folder / f"{name}.new").replace(folder / name)
 
 
 def load_sae(folder: Path, *, device: torch.device | str = "cpu") -> TopKSAE:

@@ -8,6 +8,7 @@ value of 0 is inactive). A dense `(N, d_sae)` gradient is never made:
               d W_dec = Cᵀ @ grad                 with C the (N, d_sae) sparse matrix of the code
     encode    pre_acts[n, j] = x[n] · W_enc[:, indices[n, j]] + b_enc[indices[n, j]]
               d W_enc = (Gᵀ @ x)ᵀ                 with G the sparse matrix of d pre_acts
+              d x = G @ W_encᵀ
 """
 
 from typing import Any
@@ -18,13 +19,14 @@ from torch.nn import functional
 
 _CPU_SLICE_BYTES = 16 << 20  # of pre-activations made at a time
 
+
 def decode(indices: Tensor, values: Tensor, W_dec: Tensor) -> Tensor:
     """Σ_j values[n, j] · W_dec[indices[n, j]], (N, d_in); differentiable in `values` and `W_dec`."""
     return _Decode.apply(indices, values, W_dec)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def select(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest pre-activations of each row of x (N, d_in): indices and values (N, k), differentiable in weights.
+    """The k largest pre-activations of each row of x (N, d_in): indices and values (N, k), differentiable.
 
     `W_enc` is (d_in, d_sae); it is fastest when its memory is that of a contiguous (d_sae, d_in).
     """
@@ -55,13 +57,16 @@ class _Select(torch.autograd.Function):
         return indices, values
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         x, indices, W_enc = ctx.saved_tensors
-        grad_values = grads[1]
+        grad_values = grads[1].contiguous()
         d_sae = W_enc.shape[1]
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = functional.embedding_bag(indices, W_enc.T, per_sample_weights=grad_values, mode="sum")
         grad_W_enc = _transposed_product(indices, grad_values, x, d_sae).T
         grad_b_enc = grad_values.new_zeros(d_sae).index_add_(0, indices.flatten(), grad_values.flatten())
-        return None, grad_W_enc, grad_b_enc, None
+        return grad_x, grad_W_enc, grad_b_enc, None
 
 
 def top_pre_acts(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:

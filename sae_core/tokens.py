@@ -3,7 +3,8 @@
 BOS and special tokens are explicit. Each context is `prefix + tokens + suffix`, where prefix and suffix are the special
 tokens that the tokenizer adds by itself (BOS for most causal models, none for GPT-2, `[CLS]` and `[SEP]` for BERT),
 unless `prepend_bos` overrides the prefix. Contexts never mix documents: a document's tail is a shorter context.
-Only the tokens between prefix and suffix count as activations; padding never exists outside a batch.
+Only the tokens between prefix and suffix count as activations, and of these no special token that stands in the text;
+padding never exists outside a batch.
 """
 
 import hashlib
@@ -24,10 +25,11 @@ _CHARACTERS_PER_PIECE = 200_000  # long documents are tokenised in pieces cut at
 
 @dataclass(frozen=True, slots=True)
 class Framing:
-    """The special token ids that stand before and after the text of every context."""
+    """The special token ids that stand before and after the text of every context, and all that there are."""
 
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
+    special_ids: frozenset[int] = frozenset()
 
     @property
     def n_special(self) -> int:
@@ -54,7 +56,13 @@ def framing(tokenizer: Any, *, prepend_bos: bool | None = None) -> Framing:
         if tokenizer.bos_token_id is None:
             raise ModelError("This tokenizer has no BOS token; leave out --bos, or use a model that has one.")
         prefix = (tokenizer.bos_token_id,)
-    return Framing(prefix, suffix)
+    return Framing(prefix, suffix, special_ids(tokenizer))
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of BOS, EOS and the like, and of every added token that the tokenizer marks as special."""
+    added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(tokenizer.all_special_ids) | added
 
 
 def iter_contexts(
@@ -66,11 +74,11 @@ def iter_contexts(
         raise CorpusError(f"A context of {context_size} tokens leaves no room beside {frame.n_special} special tokens.")
     pieces = (piece for document in documents for piece in _pieces(document))
     while batch := list(itertools.islice(pieces, _DOCUMENTS_PER_CALL)):
-        encoded = tokenizer([text for text, _ in batch], add_special_tokens=False, verbose=False)["input_ids"]
-        for ids, (_, source) in zip(encoded, batch, strict=True):
+        encoded = tokenizer([text for text, _, _ in batch], add_special_tokens=False, verbose=False)["input_ids"]
+        for ids, (_, source, goes_on) in zip(encoded, batch, strict=True):
             for start in range(0, len(ids), body):
                 chunk = ids[start : start + body]
-                if len(chunk) >= MIN_TAIL_TOKENS or start == 0:
+                if len(chunk) >= MIN_TAIL_TOKENS or start == 0 or goes_on:
                     yield TokenContext(np.array([*frame.prefix, *chunk, *frame.suffix], dtype=np.int64), source)
 
 
@@ -94,6 +102,8 @@ def padded(contexts: list[TokenContext], *, pad_id: int, frame: Framing) -> tupl
         ids[row, :length] = context.token_ids
         attention[row, :length] = True
         counted[row, len(frame.prefix) : length - len(frame.suffix)] = True
+    if frame.special_ids:
+        counted &= ~np.isin(ids, list(frame.special_ids))
     return ids, attention, counted
 
 
@@ -110,19 +120,22 @@ def vocabulary(tokenizer: Any) -> Vocabulary:
     """The raw bytes of every token id, for byte-level BPE, SentencePiece with byte fallback, and WordPiece."""
     size = max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
     names = tokenizer.convert_ids_to_tokens(list(range(size)))
-    special = frozenset(tokenizer.all_special_ids)
-    added = {token_id for token_id, _ in tokenizer.added_tokens_decoder.items()}
+    special = special_ids(tokenizer)
     to_bytes = _decoder_of(tokenizer)
+    literal = set(special)
+    if to_bytes is not _sentencepiece_bytes:  # Gemma's runs of spaces, as "▁▁", are added tokens
+        literal.update(tokenizer.added_tokens_decoder)
     return Vocabulary(
         tokens=tuple(
-            (name or "").encode() if token_id in added or token_id in special else to_bytes(name or "")
+            to_bytes(name or "") if token_id not in literal else (name or "").encode()
             for token_id, name in enumerate(names)
         ),
         special_ids=special,
     )
 
 
-def _pieces(document: Document) -> Iterator[tuple[str, str]]:
+def _pieces(document: Document) -> Iterator[tuple[str, str, bool]]:
+    """Text and source of each piece, and whether more of the document follows."""
     text = document.text
     start = 0
     while start < len(text):
@@ -130,7 +143,7 @@ def _pieces(document: Document) -> Iterator[tuple[str, str]]:
         if end < len(text):
             line_end = text.rfind("\n", start, end)
             end = line_end if line_end > start else end
-        yield text[start:end], document.source
+        yield text[start:end], document.source, end < len(text)
         start = end
 
 

@@ -15,6 +15,13 @@ def display_strings(tokens: Sequence[bytes]) -> list[str]:
     Bytes that are no UTF-8, also half a character at either end of the run, show as U+FFFD: one for each unbroken
     stretch of them within a token.
     """
+    try:
+        return [token.decode() for token in tokens]  # most runs: nothing is cut
+    except UnicodeDecodeError:
+        return _strings_of_cut(tokens)
+
+
+def _strings_of_cut(tokens: Sequence[bytes]) -> list[str]:
     shown: list[str] = []
     at = 0
     while at < len(tokens):

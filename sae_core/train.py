@@ -311,7 +311,9 @@ def _claim(folder: Path, config: TrainConfig) -> None:
     try:
         known = TrainConfig.load(path)
     except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{path} is not a training configuration; remove the folder {folder} and train anew.") from error
+        raise ConfigError(
+            f"{path} is not a training configuration; remove the folder {folder} and train anew."
+        ) from error
     differing = [
         field.name
         for field in dataclasses.fields(config)

@@ -1,0 +1,24 @@
+# The dashboard and the `saescope` command in a container, on the CPU. docker-compose.yml puts PostgreSQL beside it.
+FROM python:3.13-slim
+
+# Runs, models fetched from the hub and (without SAESCOPE_DATABASE_URL) the SQLite database live in one volume.
+RUN useradd --uid 1000 --create-home saescope && install --directory --owner=saescope /data
+ENV SAESCOPE_HOME=/data HF_HOME=/data/huggingface PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1
+WORKDIR /app
+
+# PyTorch in a layer of its own, chosen by the same rule as on a newcomer's machine: the CPU build.
+COPY .ci/setup .ci/
+RUN --mount=type=cache,target=/root/.cache/pip sh .ci/setup torch
+
+COPY pyproject.toml README.md LICENSE ./
+COPY app app
+COPY sae_core sae_core
+COPY templates templates
+COPY static static
+# Compiled here, because the user below may not write bytecode into /app at the first import.
+RUN --mount=type=cache,target=/root/.cache/pip sh .ci/setup app && python -m compileall -q -j 0 .venv app sae_core
+
+USER saescope
+VOLUME /data
+EXPOSE 8000
+CMD ["saescope", "serve", "--host", "0.0.0.0", "--port", "8000"]

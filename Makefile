@@ -1,0 +1,78 @@
+# Every command of the project. `make` alone prints this file as help: a line with `##@` opens a section there,
+# the text behind `##` describes a target.
+
+.DEFAULT_GOAL := help
+python := .venv/bin/python
+
+# Bytecode is written at the first import (.ci/setup says why), so nothing may forbid it.
+unexport PYTHONDONTWRITEBYTECODE
+
+##@ Use it
+
+.PHONY: demo
+demo: .venv/.installed ## Install, train an SAE on the model that ships here, index it, serve http://127.0.0.1:8000
+	@.venv/bin/saescope demo
+
+.PHONY: serve
+serve: .venv/.installed ## Serve the SAEs you have, on http://127.0.0.1:8000
+	@.venv/bin/saescope serve
+
+.PHONY: install
+install: .venv/.installed ## Only install, into .venv: then .venv/bin/saescope --help
+	@echo "saescope: installed: .venv/bin/saescope --help"
+
+##@ Work on it
+
+.PHONY: test
+test: .venv/.installed-dev browser ## Run all tests, on SQLite, PostgreSQL and Chromium; installs what is missing
+	@$(python) -m pytest
+
+.PHONY: test-fast
+test-fast: .venv/.installed-dev ## Run the tests that need neither a browser nor patience: under 30 seconds
+	@$(python) -m pytest -m "not slow and not browser"
+
+.PHONY: lint
+lint: .venv/.installed-dev ## Check style, format and types
+	@$(python) -m ruff check
+	@$(python) -m ruff format --check
+	@$(python) -m mypy
+
+.PHONY: format
+format: .venv/.installed-dev ## Format the code and repair what the linter can
+	@$(python) -m ruff check --fix
+	@$(python) -m ruff format
+
+.PHONY: screenshots
+screenshots: .venv/.installed-dev browser ## Photograph every page, light and dark, desktop and phone
+	@$(python) -m tests.browser.screenshots
+
+.PHONY: clean
+clean: ## Remove .venv and what tools left behind; your runs and databases stay
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	@find . -name __pycache__ -type d -not -path './.cache/*' -prune -exec rm -rf {} +
+
+##@ Set-up
+
+.PHONY: help
+help: ## Print this
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@printf '\nAnother Python than the first of 3.13, 3.12, 3.11 that is found: make demo PYTHON=/path/to/python3\n'
+
+# The stamps hold the folder that was installed. In another one (moved, copied), or where .venv's Python is gone, the
+# environment's scripts point elsewhere, so it is installed again, as after a change of pyproject.toml.
+installed_in := $(shell [ -x $(python) ] && cat .venv/.installed 2>/dev/null)
+ifneq ($(installed_in),$(CURDIR))
+.PHONY: .venv/.installed .venv/.installed-dev
+endif
+
+.venv/.installed: pyproject.toml .ci/setup
+	@sh .ci/setup app
+
+.venv/.installed-dev: pyproject.toml .ci/setup
+	@sh .ci/setup dev
+
+.PHONY: browser
+browser: .venv/.installed-dev
+	@sh .ci/setup browser

@@ -1,0 +1,139 @@
+"""The JSON twins: the same facts as the pages, as records. Lists are `{"items": […], "next": cursor or null}`."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Body, Query
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from app import charts
+from app.deps import (
+    CorpusParams,
+    FeatureIndex,
+    FeatureListParams,
+    Index,
+    InferenceDep,
+    Name,
+    PointsDep,
+    ProbeSort,
+    Slug,
+    StoreDep,
+    VersionDep,
+)
+from app.glossary import TERMS, Term
+from app.probing import TOP_FEATURES, TOP_K, ProbeReport, chosen_index, probe_report
+from sae_core.errors import StoreError
+from sae_core.records import FeatureDetail, FeaturePage, SAESummary
+
+router = APIRouter(prefix="/api")
+health = APIRouter()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SAEList:
+    """All SAEs, newest first; `next` is always null."""
+
+    items: tuple[SAESummary, ...]
+    next: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureLink:
+    """Where to find one feature."""
+
+    slug: str
+    feature_index: int
+
+
+class ProbeRequest(BaseModel):
+    """A text to probe, and how much of the answer is wanted."""
+
+    model_config = ConfigDict(frozen=True)
+    text: str = Field(description="the text, at most the server's limit of tokens")
+    top_k: int = Field(default=TOP_K, ge=1, le=512, description="features per token")
+    top_features: int = Field(default=TOP_FEATURES, ge=0, le=1000, description="features over the whole text")
+    feature: Index = Field(default=None, description="a feature to have in the answer wherever it ranks")
+    sort: ProbeSort = Field(default="strength", description="how `features` are ranked")
+    corpus: Name = Field(default=None, description="the corpus that densities and maxima come from")
+
+
+@router.get("/saes", summary="All SAEs")
+def saes(store: StoreDep) -> SAEList:
+    return SAEList(items=tuple(store.saes()))
+
+
+@router.get("/saes/{slug}", summary="One SAE and its indexes")
+def sae(store: StoreDep, slug: Slug, query: CorpusParams) -> SAESummary:
+    summary = store.sae(slug)
+    chosen_index(summary, corpus=query.corpus)  # an unknown corpus is an error here as it is on the page
+    return summary
+
+
+@router.get("/saes/{slug}/charts", summary="The SAE page's charts as Plotly figures")
+def sae_charts(store: StoreDep, points: PointsDep, slug: Slug, query: CorpusParams) -> dict[str, Any]:
+    found = list(points.points(store, store.index(slug, corpus=query.corpus)).values())
+    return {"density": charts.density_figure(found), "scatter": charts.scatter_figure(found)}
+
+
+@router.get("/saes/{slug}/features", summary="A page of features")
+def features(store: StoreDep, slug: Slug, query: FeatureListParams) -> FeaturePage:
+    return store.features(slug, **query.model_dump())
+
+
+@router.get("/saes/{slug}/features/random", summary="A random feature that is alive")
+def random_feature(store: StoreDep, slug: Slug, query: CorpusParams) -> FeatureLink:
+    return FeatureLink(slug=slug, feature_index=store.random_feature(slug, corpus=query.corpus))
+
+
+@router.get("/saes/{slug}/features/{feature_index}", summary="One feature with its examples")
+def feature(store: StoreDep, slug: Slug, feature_index: FeatureIndex, query: CorpusParams) -> FeatureDetail:
+    return store.feature(slug, feature_index, corpus=query.corpus)
+
+
+@router.get("/saes/{slug}/probe", summary="Probe a short text by its address")
+async def probe_by_address(
+    store: StoreDep, inference: InferenceDep, points: PointsDep, slug: Slug, query: Annotated[ProbeRequest, Query()]
+) -> ProbeReport:
+    return await _probe(store, inference, points, slug=slug, asked=query)
+
+
+@router.post("/saes/{slug}/probe", summary="Probe a text")
+async def probe(
+    store: StoreDep, inference: InferenceDep, points: PointsDep, slug: Slug, asked: Annotated[ProbeRequest, Body()]
+) -> ProbeReport:
+    return await _probe(store, inference, points, slug=slug, asked=asked)
+
+
+@router.get("/glossary", summary="What the words mean")
+def glossary() -> dict[str, Term]:
+    return TERMS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """Whether the server and its database answer."""
+
+    status: Literal["ok", "database unreachable"]
+    version: str
+    database: bool
+
+
+@health.get("/healthz", summary="Is the server well?", responses={503: {"model": Health}})
+def healthz(store: StoreDep, version: VersionDep) -> JSONResponse:
+    try:
+        store.ping()
+    except StoreError:
+        return JSONResponse({"status": "database unreachable", "version": version, "database": False}, status_code=503)
+    return JSONResponse({"status": "ok", "version": version, "database": True})
+
+
+async def _probe(
+    store: StoreDep, inference: InferenceDep, points: PointsDep, *, slug: str, asked: ProbeRequest
+) -> ProbeReport:
+    summary = await run_in_threadpool(store.sae, slug)
+    return await probe_report(
+        store, inference, points=points, summary=summary, text=asked.text, top_k=asked.top_k,
+        top_features=asked.top_features, pinned=asked.feature, sort=asked.sort, corpus=asked.corpus,
+    )  # fmt: skip

@@ -1,0 +1,263 @@
+"""Records as charts: Plotly figures for the SAE page, and plain SVG geometry for what must be there without a script.
+
+The only module that knows Plotly. Figures are plain dictionaries in Plotly's own format, so that nothing heavy is
+imported; the browser's script comes from the installed wheel.
+"""
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.examples import step
+from app.numbers import number, percent
+from sae_core.errors import StoreError
+from sae_core.records import N_BANDS, Feature, FeaturePoint, Histogram
+
+LEAST_DENSITY, LEAST_EXPONENT = 1e-6, -6  # the left end of every density axis
+BINS_PER_DECADE = 8
+GL_POINTS = 8000  # above this many points the scatter is drawn on a WebGL canvas
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """One bar of an SVG chart, in the chart's own units, with what it says on hover."""
+
+    x: float
+    width: float
+    height: float
+    title: str
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """A mark on a horizontal axis."""
+
+    x: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BarChart:
+    """A histogram as SVG: bars stand on y = 0 within a box of `width` by `height`."""
+
+    width: float
+    height: float
+    bars: tuple[Bar, ...]
+    ticks: tuple[Tick, ...]
+    dividers: tuple[float, ...] = ()
+    notes: tuple[Tick, ...] = ()
+    summary: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One square of a two-dimensional histogram; `level` 1..5 by the logarithm of its count."""
+
+    x: float
+    y: float
+    level: int
+    title: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heatmap:
+    """Density against maximum as counts on a grid, for pages without a script."""
+
+    columns: int
+    rows: int
+    cells: tuple[Cell, ...]
+    x_ticks: tuple[Tick, ...]
+    y_top: str
+
+
+def plotly_script() -> Path:
+    """The browser script inside the installed plotly wheel; found without importing plotly."""
+    spec = importlib.util.find_spec("plotly")
+    if spec is None or spec.origin is None:
+        raise StoreError("plotly is not installed: charts need `pip install plotly`.")
+    return Path(spec.origin).parent / "package_data" / "plotly.min.js"
+
+
+def density_share(density: float) -> float:
+    """Where a density lies on the logarithmic scale from 1e-6 to 1, between 0 and 1."""
+    if density <= LEAST_DENSITY:
+        return 0.0
+    return min(1.0, (math.log10(density) - LEAST_EXPONENT) / -LEAST_EXPONENT)
+
+
+def activation_chart(feature: Feature, *, width: float = 360, height: float = 130) -> BarChart:
+    """A feature's activation histogram with its bands marked; heights are logarithmic, as weak firings abound."""
+    counts, edges = feature.histogram.counts, feature.histogram.edges
+    top = max(counts, default=0)
+    right = max(edges[-1] if edges else 0.0, feature.max_activation) or 1.0
+    bars = [
+        Bar(
+            x=width * low / right,
+            width=max(0.5, width * (high - low) / right - 0.6),
+            height=height * math.log1p(n) / math.log1p(top),
+            title=f"{number(low)} to {number(high)}: {n:,} firings",
+            step=step((low + high) / 2, scale=feature.max_activation),
+        )
+        for low, high, n in zip(edges, edges[1:], counts, strict=False)
+        if n
+    ]
+    band = width * feature.max_activation / right / N_BANDS
+    ticks = [Tick(x=i * band, text=number(i * feature.max_activation / N_BANDS, digits=2)) for i in range(N_BANDS + 1)]
+    notes = [Tick(x=(i + 0.5) * band, text=_short_percent(share)) for i, share in enumerate(feature.band_shares)]
+    return BarChart(
+        width=width,
+        height=height,
+        bars=tuple(bars),
+        ticks=tuple(ticks),
+        dividers=tuple(i * band for i in range(1, N_BANDS)),
+        notes=tuple(notes),
+        summary=f"{feature.n_active:,} firings between 0 and {number(feature.max_activation)}; "
+        + ", ".join(f"{percent(share)} in band {i}" for i, share in enumerate(feature.band_shares, start=1)),
+    )
+
+
+def sparkline(histogram: Histogram, *, width: int = 72, height: int = 20, bars: int = 24) -> str:
+    """An SVG path of a histogram, logarithmic, with bins joined until at most `bars` are left."""
+    counts = _joined(histogram.counts, bars)
+    top = max(counts, default=0)
+    if top == 0:
+        return ""
+    each = width / len(counts)
+    parts = []
+    for i, n in enumerate(counts):
+        if n:
+            tall = max(1.0, height * math.log1p(n) / math.log1p(top))
+            parts.append(f"M{i * each:.1f} {height}v-{tall:.1f}h{each - 0.5:.1f}v{tall:.1f}z")
+    return "".join(parts)
+
+
+def token_sparkline(activations: Sequence[float], *, scale: float, width: int = 120, height: int = 20) -> str:
+    """An SVG path of a feature's activations along a text, joined into at most 60 columns by their maximum."""
+    n = len(activations)
+    if n == 0 or not scale > 0:
+        return ""
+    columns = min(n, 60)
+    each = width / columns
+    parts = []
+    for i in range(columns):
+        peak = max(activations[i * n // columns : (i + 1) * n // columns])
+        if peak > 0:
+            tall = max(1.5, height * min(1.0, peak / scale))
+            parts.append(f"M{i * each:.1f} {height}v-{tall:.1f}h{max(0.8, each - 0.5):.1f}v{tall:.1f}z")
+    return "".join(parts)
+
+
+def density_chart(points: Sequence[FeaturePoint], *, width: float = 560, height: float = 150) -> BarChart:
+    """How many features have which density; dead ones are left out and counted elsewhere."""
+    counts = _density_counts(points)
+    top = max(counts) or 1
+    each = width / len(counts)
+    bars = [
+        Bar(x=i * each, width=each - 1, height=height * n / top, title=f"{_density_range(i)}: {n:,} features")
+        for i, n in enumerate(counts)
+        if n
+    ]
+    decades = range(LEAST_EXPONENT, 1)
+    ticks = [Tick(x=width * (i / -LEAST_EXPONENT), text=_decade(e)) for i, e in enumerate(decades)]
+    return BarChart(width=width, height=height, bars=tuple(bars), ticks=tuple(ticks))
+
+
+def density_heatmap(points: Sequence[FeaturePoint], *, columns: int = 48, rows: int = 20) -> Heatmap:
+    """Density against maximum activation, counted on a grid."""
+    alive = [point for point in points if point.density > 0]
+    top = max((point.max_activation for point in alive), default=1.0) or 1.0
+    counts: dict[tuple[int, int], int] = {}
+    for point in alive:
+        x = min(columns - 1, int(columns * density_share(point.density)))
+        y = min(rows - 1, int(rows * point.max_activation / top))
+        counts[x, y] = counts.get((x, y), 0) + 1
+    most = math.log1p(max(counts.values(), default=1))
+    cells = [
+        Cell(x=x, y=rows - 1 - y, level=max(1, math.ceil(5 * math.log1p(n) / most)), title=f"{n:,} features")
+        for (x, y), n in sorted(counts.items())
+    ]
+    decades = range(LEAST_EXPONENT, 1)
+    ticks = [Tick(x=columns * (i / -LEAST_EXPONENT), text=_decade(e)) for i, e in enumerate(decades)]
+    return Heatmap(columns=columns, rows=rows, cells=tuple(cells), x_ticks=tuple(ticks), y_top=number(top))
+
+
+def density_figure(points: Sequence[FeaturePoint]) -> dict[str, object]:
+    """The Plotly histogram of log densities."""
+    counts = _density_counts(points)
+    centres = [10 ** (LEAST_EXPONENT + (i + 0.5) / BINS_PER_DECADE) for i in range(len(counts))]
+    trace = {
+        "type": "bar",
+        "x": [math.log10(centre) for centre in centres],
+        "y": counts,
+        "width": 0.92 / BINS_PER_DECADE,
+        "text": [_density_range(i) for i in range(len(counts))],
+        "textposition": "none",
+        "hovertemplate": "%{text}<br>%{y:,} features<extra></extra>",
+    }
+    return {"data": [trace], "layout": _layout(y_title="features")}
+
+
+def scatter_figure(points: Sequence[FeaturePoint]) -> dict[str, object]:
+    """The Plotly scatter of density against maximum; a point carries its feature index, which the page links."""
+    alive = [point for point in points if point.density > 0]
+    trace = {
+        "type": "scattergl" if len(alive) > GL_POINTS else "scatter",
+        "mode": "markers",
+        "x": [round(math.log10(max(point.density, LEAST_DENSITY)), 4) for point in alive],
+        "y": [float(f"{point.max_activation:.5g}") for point in alive],
+        "customdata": [point.feature_index for point in alive],
+        "text": [percent(point.density) for point in alive],
+        "marker": {"size": 5, "opacity": 0.55},
+        "hovertemplate": "feature %{customdata}<br>density %{text}<br>max %{y:.3g}<extra></extra>",
+    }
+    return {"data": [trace], "layout": _layout(y_title="max activation")}
+
+
+def _layout(*, y_title: str) -> dict[str, object]:
+    """Everything but the colours, which the browser takes from the stylesheet."""
+    decades = range(LEAST_EXPONENT, 1)
+    return {
+        "xaxis": {
+            "title": {"text": "density (share of tokens, logarithmic)"},
+            "range": [LEAST_EXPONENT - 0.1, 0.1],
+            "tickvals": list(decades),
+            "ticktext": [_decade(exponent) for exponent in decades],
+            "zeroline": False,
+        },
+        "yaxis": {"title": {"text": y_title}, "rangemode": "tozero", "zeroline": False},
+        "margin": {"l": 56, "r": 8, "t": 8, "b": 44},
+        "showlegend": False,
+        "hovermode": "closest",
+        "dragmode": False,
+    }
+
+
+def _density_counts(points: Sequence[FeaturePoint]) -> list[int]:
+    counts = [0] * (-LEAST_EXPONENT * BINS_PER_DECADE)
+    for point in points:
+        if point.density > 0:
+            counts[min(len(counts) - 1, int(len(counts) * density_share(point.density)))] += 1
+    return counts
+
+
+def _density_range(position: int) -> str:
+    low = 10 ** (LEAST_EXPONENT + position / BINS_PER_DECADE)
+    return f"{percent(low)} to {percent(low * 10 ** (1 / BINS_PER_DECADE))}"
+
+
+def _decade(exponent: int) -> str:
+    return f"{100 * 10**exponent:.4f}".rstrip("0").rstrip(".") + "%"
+
+
+def _short_percent(share: float) -> str:
+    if share == 0:
+        return "0"
+    return "<1%" if share < 0.01 else f"{100 * share:.0f}%"
+
+
+def _joined(counts: Sequence[int], bars: int) -> list[int]:
+    every = max(1, math.ceil(len(counts) / bars))
+    return [sum(counts[i : i + every]) for i in range(0, len(counts), every)]

@@ -1,0 +1,124 @@
+"""What routes ask for: the store, the model worker, and parameters that are checked before a route sees them."""
+
+import re
+from typing import Annotated, Literal
+
+from fastapi import Depends, Path, Query, Request
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from app.inference import Inference
+from app.points import PointsCache
+from app.settings import Settings
+from sae_core.errors import NotFoundError, PromptError
+from sae_core.store import Store
+
+LARGEST_INDEX = 2**31 - 1
+LONGEST_TEXT = 200_000  # characters; the limit in tokens is the model worker's
+Sort = Literal["-density", "density", "-max", "max", "index", "-index"]
+ProbeSort = Literal["strength", "rarity", "share"]
+Width = Literal["short", "medium", "full"]
+
+
+def get_store(request: Request) -> Store:
+    store: Store = request.app.state.store
+    return store
+
+
+def get_inference(request: Request) -> Inference:
+    inference: Inference = request.app.state.inference
+    return inference
+
+
+def get_settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def get_points(request: Request) -> PointsCache:
+    points: PointsCache = request.app.state.points
+    return points
+
+
+def get_version(request: Request) -> str:
+    version: str = request.app.version
+    return version
+
+
+def checked_slug(slug: Annotated[str, Path(description="the SAE's name")]) -> str:
+    """A slug that could exist; one that cannot is unknown, not malformed."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", slug):
+        raise NotFoundError("There is no SAE of this name: the start page lists those that are here.")
+    return slug
+
+
+def clean_text(text: str) -> str:
+    """A prompt that a tokenizer can take."""
+    if "\0" in text:
+        raise PromptError("The text has a NUL character, so it is not text: remove it and try again.")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise PromptError("The text has half of a character (a lone surrogate): remove it and try again.")
+    return text.replace("\r\n", "\n")  # a browser's form sends line breaks as CR LF
+
+
+def _empty_is_none(value: object) -> object:
+    return None if value == "" else value
+
+
+def _without_nul(value: str | None) -> str | None:
+    if value is not None and "\0" in value:
+        raise ValueError("should not have a NUL character")
+    return value
+
+
+Name = Annotated[str | None, BeforeValidator(_empty_is_none), AfterValidator(_without_nul), Field(max_length=200)]
+Share = Annotated[float | None, BeforeValidator(_empty_is_none), Field(ge=0, le=1, allow_inf_nan=False)]
+Index = Annotated[int | None, BeforeValidator(_empty_is_none), Field(ge=0, le=LARGEST_INDEX)]
+
+
+class CorpusQuery(BaseModel):
+    """Which of an SAE's indexes; the newest when no corpus is named."""
+
+    model_config = ConfigDict(frozen=True)
+    corpus: Name = Field(default=None, description="name of the corpus; default the newest index")
+
+
+class FeatureListQuery(CorpusQuery):
+    """Which features, in which order, from where."""
+
+    sort: Sort = Field(default="-density", description="a minus sign puts the largest first")
+    q: Name = Field(default=None, description="words to look for")
+    min_density: Share = Field(default=None, description="least density, a share between 0 and 1")
+    max_density: Share = Field(default=None, description="largest density, a share between 0 and 1")
+    alive: bool = Field(default=True, description="leave out features that never fired")
+    after: Name = Field(default=None, description="cursor: `next` of the page before")
+    limit: int = Field(default=50, ge=1, le=200, description="features per page")
+
+
+class FeatureQuery(CorpusQuery):
+    """How a feature page shows its examples."""
+
+    width: Width = "short"
+    breaks: bool = False
+    embed: bool = False
+
+
+class ProbeQuery(CorpusQuery):
+    """A text and what is picked out in it: all of a probe page's state."""
+
+    text: str = Field(default="", max_length=LONGEST_TEXT)
+    feature: Index = Field(default=None, description="colour the text by this feature")
+    token: Index = Field(default=None, description="show this token's features")
+    sort: ProbeSort = "strength"
+
+
+StoreDep = Annotated[Store, Depends(get_store)]
+InferenceDep = Annotated[Inference, Depends(get_inference)]
+SettingsDep = Annotated[Settings, Depends(get_settings)]
+PointsDep = Annotated[PointsCache, Depends(get_points)]
+VersionDep = Annotated[str, Depends(get_version)]
+Slug = Annotated[str, Depends(checked_slug)]
+FeatureIndex = Annotated[int, Path(ge=0, le=LARGEST_INDEX)]
+CorpusParams = Annotated[CorpusQuery, Query()]
+FeatureListParams = Annotated[FeatureListQuery, Query()]
+FeatureParams = Annotated[FeatureQuery, Query()]
+ProbeParams = Annotated[ProbeQuery, Query()]

@@ -1,0 +1,245 @@
+"""Examples as pages print them: tokens with a step on the colour scale, cut into windows, grouped into bands.
+
+Records come from the store or the probe; templates only print what is decided here.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from app.numbers import number, percent
+from sae_core.records import N_BANDS, RANDOM_BAND, TOP_BAND, Example, Feature, FeatureRow
+
+STEPS = 20  # of the activation scale; the stylesheet has a class a0 … a20 for each
+WIDTHS = {"short": (14, 10), "medium": (40, 24)}  # tokens shown before and after the chosen one; "full" shows all
+LINE_BEFORE, LINE_AFTER = 48, 64  # characters of a one-line example around its peak
+SIGNS = {" ": "·", "\n": "↵\n", "\t": "⇥\t", "\r": "␍"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenView:
+    """A token as it is printed. `original` is set where signs replaced its whitespace."""
+
+    text: str
+    step: int
+    is_peak: bool
+    token_id: int
+    activation: float
+    position: int
+    original: str | None = None
+    is_special: bool = False
+    is_chosen: bool = False
+
+    @property
+    def classes(self) -> str:
+        parts = [f"a{self.step}" if self.step else "", "peak" if self.is_peak else ""]
+        parts += ["special" if self.is_special else "", "chosen" if self.is_chosen else ""]
+        return " ".join(part for part in parts if part)
+
+    @property
+    def shown_activation(self) -> str:
+        return number(self.activation) if self.activation else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRun:
+    """Neighbouring tokens that are shown together: `reach` is the narrowest width that shows them."""
+
+    reach: str  # short, medium or full
+    tokens: tuple[TokenView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleView:
+    """One example: its runs in reading order, and where it comes from."""
+
+    activation: str
+    source: str
+    short_source: str
+    runs: tuple[TokenRun, ...]
+    cut_before: str  # the reaches at which text is left out before and after: "", "short", "short medium"
+    cut_after: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineView:
+    """An example in one line, so that the peaks of a list stand below each other."""
+
+    before: tuple[TokenView, ...]
+    after: tuple[TokenView, ...]  # from the peak on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListRow:
+    """A feature in a list with its examples cut to a line each."""
+
+    feature: Feature
+    lines: tuple[LineView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleGroup:
+    """A heading of the feature page and the examples under it."""
+
+    key: str
+    title: str
+    note: str
+    term: str
+    examples: tuple[ExampleView, ...]
+
+
+def step(activation: float, *, scale: float) -> int:
+    """The step on the colour scale: 0 only for inactive, so that weak activations can still be seen."""
+    if activation <= 0 or not scale > 0 or not math.isfinite(activation):
+        return 0
+    return min(STEPS, max(1, math.ceil(STEPS * activation / scale - 1e-9)))
+
+
+def with_signs(text: str) -> str:
+    """`text` with whitespace made visible."""
+    return "".join(SIGNS.get(character, character) for character in text)
+
+
+def token_views(example: Example, *, scale: float, signs: bool = False, has_bos: bool = False) -> list[TokenView]:
+    """Every token of an example, coloured over `scale`, the feature's maximum."""
+    views = []
+    for position, (token, token_id, activation) in enumerate(
+        zip(example.tokens, example.token_ids, example.activations, strict=True)
+    ):
+        shown = with_signs(token) if signs else token
+        views.append(
+            TokenView(
+                text=shown,
+                step=step(activation, scale=scale),
+                is_peak=position == example.position,
+                token_id=token_id,
+                activation=activation,
+                position=position,
+                original=token if shown != token else None,
+                is_special=has_bos and position == 0,
+            )
+        )
+    return views
+
+
+def example_view(example: Example, *, scale: float, signs: bool = False, has_bos: bool = False) -> ExampleView:
+    """One example with all of its tokens; which of them are seen is left to the width that the reader chose."""
+    tokens = token_views(example, scale=scale, signs=signs, has_bos=has_bos)
+    short, medium = (_bounds(example, width=width) for width in ("short", "medium"))
+    medium = (min(medium[0], short[0]), max(medium[1], short[1]))
+    cuts = [0, medium[0], short[0], short[1], medium[1], len(tokens)]
+    reaches = ["full", "medium", "short", "medium", "full"]
+    runs = [
+        TokenRun(reach=reach, tokens=tuple(tokens[start:end]))
+        for reach, start, end in zip(reaches, cuts, cuts[1:], strict=False)
+        if start < end
+    ]
+    return ExampleView(
+        activation=number(example.activation),
+        source=example.source,
+        short_source=_short_source(example.source),
+        runs=tuple(runs),
+        cut_before=_cut(short=short[0] > 0, medium=medium[0] > 0),
+        cut_after=_cut(short=short[1] < len(tokens), medium=medium[1] < len(tokens)),
+        text="".join(example.tokens[1 if has_bos else 0 :]),
+    )
+
+
+def one_line(example: Example, *, scale: float, has_bos: bool = False) -> LineView:
+    """The tokens around the peak that fit a line of a list; line breaks become signs, indentation is left out."""
+    texts = [_on_one_line(token) for token in example.tokens]
+    start = end = example.position
+    before = after = 0
+    while start > has_bos and before + len(texts[start - 1]) <= LINE_BEFORE:
+        start -= 1
+        before += len(texts[start])
+    while end < len(texts) and after <= LINE_AFTER:
+        after += len(texts[end])
+        end += 1
+    views = [
+        replace(view, text=text, original=None)
+        for view, text in zip(token_views(example, scale=scale), texts, strict=True)
+    ]
+    return LineView(before=tuple(views[start : example.position]), after=tuple(views[example.position : end]))
+
+
+def example_groups(
+    feature: Feature, examples: Sequence[Example], *, signs: bool = False, has_bos: bool = False
+) -> list[ExampleGroup]:
+    """The feature page's examples: top, then the bands from the strongest to the weakest, then random firings."""
+    groups = []
+    for band in (TOP_BAND, *range(N_BANDS, 0, -1), RANDOM_BAND):
+        members = [example for example in examples if example.band == band]
+        if not members:
+            continue
+        title, note, term = _heading(feature, band)
+        views = [example_view(e, scale=feature.max_activation, signs=signs, has_bos=has_bos) for e in members]
+        groups.append(ExampleGroup(key=f"band-{band}", title=title, note=note, term=term, examples=tuple(views)))
+    return groups
+
+
+def list_rows(rows: Sequence[FeatureRow], *, has_bos: bool = False) -> list[ListRow]:
+    return [
+        ListRow(
+            feature=row.feature,
+            lines=tuple(one_line(e, scale=row.feature.max_activation, has_bos=has_bos) for e in row.examples),
+        )
+        for row in rows
+    ]
+
+
+def unfurled(feature: Feature, examples: Sequence[Example]) -> str:
+    """A feature in a sentence or two, for where its link is pasted."""
+    if feature.density == 0:
+        return "A dead feature: it was active on no token of the corpus."
+    peaks = [e.tokens[e.position].strip() for e in examples if e.band == TOP_BAND]
+    tokens = ", ".join(f"“{token}”" for token in list(dict.fromkeys(filter(None, peaks)))[:5])
+    sentence = f"Active on {percent(feature.density)} of tokens, at most {number(feature.max_activation)}."
+    return sentence + (f" Strongest on {tokens}." if tokens else "")
+
+
+def band_range(feature: Feature, band: int) -> tuple[float, float]:
+    """The activations between which band 1..N_BANDS of a feature lies."""
+    width = feature.max_activation / N_BANDS
+    return (band - 1) * width, band * width
+
+
+def _heading(feature: Feature, band: int) -> tuple[str, str, str]:
+    if band == TOP_BAND:
+        return "Top examples", "the contexts on which it is strongest", "example"
+    if band == RANDOM_BAND:
+        return "Random firings", f"drawn from all {feature.n_active:,} tokens on which it is active", "random_firings"
+    low, high = band_range(feature, band)
+    share = feature.band_shares[band - 1] if len(feature.band_shares) == N_BANDS else None
+    title = f"{100 * (band - 1) // N_BANDS}–{100 * band // N_BANDS}% of max"
+    note = f"{number(low)} to {number(high)}"
+    return title, note + (f" · {percent(share)} of firings" if share is not None else ""), "band"
+
+
+def _bounds(example: Example, *, width: str) -> tuple[int, int]:
+    """The window [start, end) of a width, without blank tokens at its ends."""
+    before, after = WIDTHS[width]
+    start, end = max(0, example.position - before), min(len(example.tokens), example.position + after + 1)
+    if start > 0:
+        while start < example.position and not example.tokens[start].strip():
+            start += 1
+    if end < len(example.tokens):
+        while end > example.position + 1 and not example.tokens[end - 1].strip():
+            end -= 1
+    return start, end
+
+
+def _cut(*, short: bool, medium: bool) -> str:
+    return " ".join(name for name, is_cut in (("short", short), ("medium", medium)) if is_cut)
+
+
+def _short_source(source: str) -> str:
+    """The telling end of a source: the last two parts of a path."""
+    parts = source.replace("\\", "/").rstrip("/").split("/")
+    return "/".join(parts[-2:]) if len(parts) > 2 else source
+
+
+def _on_one_line(token: str) -> str:
+    return re.sub(r"[ \t]{2,}|\t", " ", re.sub(r"\r|(?<=\n)[ \t]+", "", token)).replace("\n", "↵")

@@ -1,0 +1,116 @@
+"""What the pages' words mean: one dictionary for the glossary page and for every tooltip."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """A word, what it means in one or two sentences, and its formula where it has one."""
+
+    name: str
+    meaning: str
+    formula: str | None = None
+
+
+TERMS: dict[str, Term] = {
+    "sae": Term(
+        name="SAE (sparse autoencoder)",
+        meaning="A small network that rewrites a language model's inner vectors as a sum of a few out of many learned "
+        "directions. Each direction is a feature.",
+    ),
+    "feature": Term(
+        name="feature",
+        meaning="One unit of an SAE: a direction in the model's activation space, and how strongly each token points "
+        "along it. Elsewhere also called a latent.",
+    ),
+    "activation": Term(
+        name="activation",
+        meaning="How strongly one feature responds to one token; 0 when it is not active. On these pages orange always "
+        "means activation: the stronger, the more orange.",
+    ),
+    "density": Term(
+        name="density",
+        meaning="The share of tokens of the corpus on which a feature is active.",
+        formula="tokens with activation > 0 / all indexed tokens",
+    ),
+    "max": Term(name="max", meaning="The largest activation of a feature on any token of the corpus."),
+    "mean": Term(
+        name="mean when active", meaning="The average activation of a feature over the tokens on which it is active."
+    ),
+    "encoder_decoder": Term(
+        name="encoder·decoder",
+        meaning="The cosine between the direction that a feature reads and the direction that it writes. Near 1: it "
+        "detects what it represents. Near 0: it reads a sign of something and writes something else.",
+        formula="cos(W_enc[:, i], W_dec[i])",
+    ),
+    "dead": Term(name="dead", meaning="A feature that was active on no token of the corpus (density 0)."),
+    "alive": Term(name="alive", meaning="The share of features that were active on at least one token of the corpus."),
+    "dense": Term(
+        name="dense",
+        meaning="A feature that is active on more than a stated share of all tokens. Dense features seldom mean "
+        "one thing.",
+    ),
+    "l0": Term(
+        name="L0",
+        meaning="The mean number of active features per token. Lower is sparser.",
+        formula="mean over tokens of |{i : activation_i > 0}|",
+    ),
+    "fvu": Term(
+        name="FVU",
+        meaning="Fraction of variance unexplained: how much of the model's vectors the SAE fails to rebuild. "
+        "0 is perfect; 1 is no better than the mean vector.",
+        formula="Σ‖x − x̂‖² / Σ‖x − x̄‖², x̄ over the whole evaluation set",
+    ),
+    "ce_recovered": Term(
+        name="CE recovered",
+        meaning="How much of the model's prediction skill survives when the SAE's rebuilt vectors take the place of "
+        "the real ones. 1: all of it. 0: no better than cutting the vectors out.",
+        formula="(CE ablated − CE with SAE) / (CE ablated − CE)",
+    ),
+    "hook": Term(
+        name="hook",
+        meaning="The place in the model where vectors are read: blocks.3.hook_resid_post is the residual stream after "
+        "block 3, counting from 0.",
+    ),
+    "layer": Term(name="layer", meaning="The block of the model whose vectors are read, counting from 0."),
+    "d_sae": Term(name="d_sae", meaning="The width of an SAE: how many features it has."),
+    "d_in": Term(name="d_in", meaning="The width of the model's vectors that the SAE reads."),
+    "k": Term(name="k", meaning="How many features a TopK SAE lets be active on each token."),
+    "promotes": Term(
+        name="promotes",
+        meaning="Tokens that the model becomes more likely to say next when this feature is active: the feature's "
+        "direct effect on the output, in logits per unit of activation, through no later block.",
+        formula="largest entries of W_dec[i] @ W_U",
+    ),
+    "suppresses": Term(
+        name="suppresses",
+        meaning="Tokens that the model becomes less likely to say next when this feature is active, by the same "
+        "direct path.",
+        formula="smallest entries of W_dec[i] @ W_U",
+    ),
+    "nearest": Term(
+        name="nearest",
+        meaning="The features of this SAE whose decoder directions are most alike, with their cosine.",
+        formula="cos(W_dec[i], W_dec[j])",
+    ),
+    "context": Term(name="context", meaning="A run of tokens from the corpus that was fed to the model at once."),
+    "example": Term(name="example", meaning="One feature on one context, with its activation on every token."),
+    "band": Term(
+        name="band",
+        meaning="A fifth of the range from 0 to the feature's max. Examples are drawn at random from every band, so "
+        "that a reader sees weak activations too and not only the best.",
+    ),
+    "random_firings": Term(
+        name="random firings",
+        meaning="Examples drawn at random from all tokens on which the feature is active: what it usually does.",
+    ),
+    "corpus": Term(name="corpus", meaning="The text on which features were measured and from which examples come."),
+    "index": Term(name="index", meaning="One SAE measured on one corpus: densities, maxima and examples."),
+    "probe": Term(name="probe", meaning="Running your own text through the model and the SAE to see what is active."),
+    "rarity": Term(
+        name="rarity",
+        meaning="Orders the features of a text by density on the corpus, the rarest first: rare features tell more "
+        "about a text than those that are active everywhere.",
+    ),
+    "label": Term(name="label", meaning="What a feature is called, and whether a person or a program says so."),
+}

@@ -1,0 +1,69 @@
+"""Builds the web app: `create_app(settings)` puts routes, static files and error pages around a store and a model.
+
+Nothing heavy is imported: torch lives in the worker process that `inference` starts with the first probe.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import metadata
+
+from fastapi import FastAPI
+from starlette.middleware.gzip import GZipMiddleware
+
+from app import api, pages
+from app.body_limit import BodyLimit
+from app.error_pages import add_error_pages
+from app.inference import Inference, ModelWorker
+from app.points import PointsCache
+from app.rendering import STATIC, HashedStaticFiles, make_environment
+from app.settings import Settings
+from sae_core.store import Store
+
+DESCRIPTION = "What the features of sparse autoencoders are active on. Every page of the dashboard has its twin here."
+
+
+def create_app(settings: Settings, *, store: Store | None = None, prober: Inference | None = None) -> FastAPI:
+    """The dashboard. Opens the store at `settings.database_url` and a model worker unless they are given."""
+    own_store = Store.open(settings.database_url) if store is None else None
+    inference = prober if prober is not None else _model_worker(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await inference.close()
+        if own_store is not None:
+            own_store.close()
+
+    version = _version()
+    app = FastAPI(
+        title="saescope", version=version, description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan
+    )
+    app.state.settings = settings
+    app.state.store = store if store is not None else own_store
+    app.state.inference = inference
+    app.state.points = PointsCache()
+    app.state.templates = make_environment(version=version)
+    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.include_router(pages.router)
+    app.include_router(api.router)
+    app.include_router(api.health)
+    app.mount("/static", HashedStaticFiles(directory=STATIC), name="static")
+    add_error_pages(app)
+    return app
+
+
+def _model_worker(settings: Settings) -> ModelWorker:
+    return ModelWorker(
+        max_tokens=settings.max_prompt_tokens,
+        queue_size=settings.probe_queue,
+        timeout=settings.probe_timeout,
+        device=settings.device,
+    )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("saescope")
+    except metadata.PackageNotFoundError:
+        return "development"

@@ -1,0 +1,144 @@
+"""The pages: each route parses, makes one call and renders. The same facts are at the same address below `/api`."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from starlette.concurrency import run_in_threadpool
+
+from app import charts, provenance
+from app.deps import (
+    LONGEST_TEXT,
+    CorpusParams,
+    FeatureIndex,
+    FeatureListParams,
+    FeatureParams,
+    InferenceDep,
+    PointsDep,
+    ProbeParams,
+    ProbeQuery,
+    SettingsDep,
+    Slug,
+    StoreDep,
+)
+from app.examples import example_groups, list_rows, unfurled
+from app.probing import chosen_index, probe_report, probe_view
+from app.rendering import STATIC, absolute, page, query_without, url
+from sae_core.errors import SaescopeError
+from sae_core.records import SAESummary
+
+router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+
+
+@router.get("/")
+def home(request: Request, store: StoreDep) -> Response:
+    return page(request, "home.html", saes=store.saes(), json_url="/api/saes")
+
+
+@router.get("/saes")
+def saes() -> Response:
+    return RedirectResponse("/", status_code=308)
+
+
+@router.get("/saes/{slug}")
+def sae_page(request: Request, store: StoreDep, points: PointsDep, slug: Slug, query: CorpusParams) -> Response:
+    summary = store.sae(slug)
+    index = chosen_index(summary, corpus=query.corpus)
+    found = list(points.points(store, index).values()) if index else []
+    return page(
+        request, "sae.html", summary=summary, sae=summary.sae, index=index, has_index=bool(index), corpus=query.corpus,
+        density=charts.density_chart(found), heatmap=charts.density_heatmap(found),
+        train_command=provenance.train_command(summary.sae),
+        index_command=provenance.index_command(index) if index else None,
+        settings_rows=provenance.settings_rows(summary.sae.config),
+        charts_url=url(f"/api/saes/{slug}/charts", corpus=query.corpus),
+    )  # fmt: skip
+
+
+@router.get("/saes/{slug}/features")
+def features_page(request: Request, store: StoreDep, slug: Slug, query: FeatureListParams) -> Response:
+    summary = store.sae(slug)
+    index = store.index(slug, corpus=query.corpus)
+    found = store.features(slug, **query.model_dump())
+    here, kept = f"/saes/{slug}/features", query_without(request, "after")
+    return page(
+        request, "features.html", summary=summary, sae=summary.sae, index=index, has_index=True, query=query,
+        corpus=query.corpus, rows=list_rows(found.items, has_bos=index.corpus.prepend_bos), next=found.next, here=here,
+        kept=kept, next_url=url(here, **kept, after=found.next),
+    )  # fmt: skip
+
+
+@router.get("/saes/{slug}/features/random")
+def random_feature(store: StoreDep, slug: Slug, query: CorpusParams) -> Response:
+    feature_index = store.random_feature(slug, corpus=query.corpus)
+    target = url(f"/saes/{slug}/features/{feature_index}", corpus=query.corpus)
+    return RedirectResponse(target, status_code=303, headers={"Cache-Control": "no-store"})
+
+
+@router.get("/saes/{slug}/features/{feature_index}")
+def feature_page(
+    request: Request, store: StoreDep, slug: Slug, feature_index: FeatureIndex, query: FeatureParams
+) -> Response:
+    index = store.index(slug, corpus=query.corpus)
+    detail = store.feature(slug, feature_index, corpus=query.corpus)
+    has_bos, here = index.corpus.prepend_bos, f"/saes/{slug}/features/{feature_index}"
+    return page(
+        request, "feature_embed.html" if query.embed else "feature.html",
+        slug=slug, index=index, has_index=True, corpus=query.corpus, query=query, here=here,
+        kept_width=None if query.width == "short" else query.width,
+        detail=detail, feature=detail.feature, chart=charts.activation_chart(detail.feature),
+        groups=example_groups(detail.feature, detail.examples, signs=query.breaks, has_bos=has_bos),
+        description=unfurled(detail.feature, detail.examples), permalink=absolute(request, str(request.url.path)),
+    )  # fmt: skip
+
+
+@router.get("/saes/{slug}/probe")
+async def probe_page(
+    request: Request, store: StoreDep, inference: InferenceDep, points: PointsDep, settings: SettingsDep, slug: Slug,
+    query: ProbeParams,
+) -> Response:  # fmt: skip
+    summary = await run_in_threadpool(store.sae, slug)
+    values: dict[str, object] = dict.fromkeys(("report", "view", "problem"))
+    status = 200
+    if not query.text.strip():
+        inference.warm(summary.sae)
+        values["json_url"] = url(f"/api/saes/{slug}", corpus=query.corpus)
+    else:
+        try:
+            values |= await _probed(store, inference, points, summary=summary, query=query)
+        except SaescopeError as error:
+            values["problem"], status = str(error), error.http_status
+    return page(
+        request, "probe.html", status_code=status, summary=summary, slug=slug, corpus=query.corpus, query=query,
+        has_index=bool(summary.indexes), max_tokens=settings.max_prompt_tokens, here=f"/saes/{slug}/probe", **values,
+    )  # fmt: skip
+
+
+async def _probed(
+    store: StoreDep, inference: InferenceDep, points: PointsDep, *, summary: SAESummary, query: ProbeQuery
+) -> dict[str, object]:
+    report = await probe_report(
+        store, inference, points=points, summary=summary, text=query.text, pinned=query.feature, sort=query.sort,
+        corpus=query.corpus,
+    )  # fmt: skip
+    return {"report": report, "view": probe_view(report, feature=query.feature, token=query.token)}
+
+
+@router.get("/probe")
+def probe_any(sae: Annotated[str, Query()], text: Annotated[str, Query(max_length=LONGEST_TEXT)] = "") -> Response:
+    return RedirectResponse(url(f"/saes/{sae}/probe", text=text), status_code=303)
+
+
+@router.get("/glossary")
+def glossary(request: Request) -> Response:
+    return page(request, "glossary.html")
+
+
+@router.get("/docs")
+def docs(request: Request) -> Response:
+    return page(request, "docs.html", spec=request.app.openapi(), json_url="/openapi.json")
+
+
+@router.get("/favicon.ico")
+def favicon() -> Response:
+    return FileResponse(STATIC / "favicon.svg", media_type="image/svg+xml")

@@ -1,0 +1,64 @@
+"""How an SAE came to be, in a form that can be run again: its training command and its settings."""
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+
+from sae_core.config import TrainConfig
+from sae_core.records import IndexInfo, SAEInfo
+
+ALWAYS_SHOWN = ("model", "layer", "corpus", "d_sae", "k", "tokens", "seed")
+
+
+def train_command(sae: SAEInfo) -> str | None:
+    """The command that trains this SAE again; None for one that was not trained here."""
+    if not sae.config.get("model") or not sae.config.get("corpus"):
+        return None
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    words = ["saescope", "train"]
+    for name in defaults:
+        value = sae.config.get(name)
+        if value is not None and (name in ALWAYS_SHOWN or value != defaults[name]):
+            words += _option(name, value)
+    return _wrapped(words)
+
+
+def index_command(index: IndexInfo) -> str:
+    """The command that measures this index again."""
+    corpus = index.corpus
+    words = ["saescope", "index", index.slug, "--corpus", *map(shlex.quote, corpus.sources)]
+    return _wrapped([*words, "--context-size", str(corpus.context_size), "--seed", str(index.seed)])
+
+
+def settings_rows(config: Mapping[str, object]) -> list[tuple[str, str]]:
+    """The saved configuration as name and value, for a table."""
+    return [(name, _shown(value)) for name, value in config.items() if value is not None]
+
+
+def _option(name: str, value: object) -> list[str]:
+    option = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [option if value else "--no-" + option[2:]]
+    if isinstance(value, (list, tuple)):
+        return [option, *(shlex.quote(str(part)) for part in value)]
+    return [option, shlex.quote(str(value))]
+
+
+def _wrapped(words: list[str]) -> str:
+    """One command over several lines, an option a line."""
+    lines, line = [], words[0]
+    for word in words[1:]:
+        if word.startswith("--") and len(line) + len(word) > 72:
+            lines.append(line)
+            line = "    " + word
+        else:
+            line += " " + word
+    return " \\\n".join([*lines, line])
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(part) for part in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)

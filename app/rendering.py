@@ -1,0 +1,133 @@
+"""From a template's name and its values to a response: the Jinja environment, addresses and static files.
+
+Pages call `page()`; templates find `url`, `static_url`, the number formats and the glossary's terms as globals.
+"""
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from pydantic import TypeAdapter
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from app import charts, numbers
+from app.examples import SIGNS, with_signs
+from app.glossary import TERMS
+
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATES, STATIC = ROOT / "templates", ROOT / "static"
+PLOTLY = "plotly.min.js"  # served beside our own files, from the installed wheel
+ONE_YEAR = 365 * 24 * 3600
+
+
+def url(path: str, **params: object) -> str:
+    """`path` with the parameters that say something: None, False and "" are left out."""
+    given = {name: _text(value) for name, value in params.items() if value not in (None, False, "")}
+    return quote(path, safe="/") + (f"?{urlencode(given)}" if given else "")
+
+
+def static_url(name: str) -> str:
+    """The address of a static file with its content's hash, so that browsers may keep it for good."""
+    path = static_path(name)
+    return f"/static/{name}?v={_content_hash(path, path.stat().st_mtime_ns)}"
+
+
+def static_path(name: str) -> Path:
+    return charts.plotly_script() if name == PLOTLY else STATIC / name
+
+
+def page(request: Request, template: str, *, status_code: int = 200, **values: object) -> HTMLResponse:
+    """One page of HTML. `json_url` defaults to the address of the page's JSON twin."""
+    query = f"?{request.url.query}" if request.url.query else ""
+    values.setdefault("json_url", f"/api{quote(request.url.path)}{query}")
+    environment: Environment = request.app.state.templates
+    text = environment.get_template(template).render(request=request, **values)
+    return HTMLResponse(text, status_code=status_code)
+
+
+def make_environment(*, version: str) -> Environment:
+    """The Jinja environment: everything is escaped, an unknown name is an error."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    environment.globals.update(url=url, static_url=static_url, terms=TERMS, version=version, plotly_name=PLOTLY)
+    environment.globals.update(
+        density_share=charts.density_share, sparkline=charts.sparkline, token_sparkline=charts.token_sparkline
+    )
+    for name in ("number", "signed", "count", "approximate", "percent", "one_in", "duration", "date"):
+        environment.filters[name] = getattr(numbers, name)
+    environment.filters.update(visible=visible_token, line_ends=line_ends, json_data=json_data, decimals=decimals)
+    return environment
+
+
+def visible_token(token: str) -> str:
+    """A token standing alone, with its whitespace as signs: it would be seen as nothing otherwise."""
+    return with_signs(token).replace("\n", "") if set(token) & set(SIGNS) else token
+
+
+def line_ends(token: str) -> str:
+    """A token in a running text of buttons: a button cannot break the line, so it shows a sign and a break follows."""
+    return token.replace("\r", "").replace("\n", "↵")
+
+
+def decimals(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}".replace("-", numbers.MINUS)
+
+
+def json_data(record: object) -> Markup:
+    """A record as JSON for a data block inside HTML, where nothing may look like a tag."""
+    text = TypeAdapter(type(record)).dump_json(record).decode()
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+class HashedStaticFiles(StaticFiles):
+    """Our static files and Plotly's script; one asked for with its content's hash may be kept for good."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        asked = dict(part.split("=", 1) for part in scope["query_string"].decode("latin-1").split("&") if "=" in part)
+        is_current = response.status_code in (200, 304) and static_url(path).endswith(f"?v={asked.get('v')}")
+        response.headers["Cache-Control"] = f"public, max-age={ONE_YEAR}, immutable" if is_current else "no-cache"
+        return response
+
+    def lookup_path(self, path: str) -> Any:
+        if path == PLOTLY:
+            found = charts.plotly_script()
+            if not found.is_file():
+                raise HTTPException(404)
+            return str(found), found.stat()
+        return super().lookup_path(path)
+
+
+@lru_cache(maxsize=64)
+def _content_hash(path: Path, modified: int) -> str:
+    """Of the file as it was at `modified`, so that an edited file gets a new address without a restart."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+def _text(value: object) -> str:
+    return "1" if value is True else str(value)
+
+
+def absolute(request: Request, path: str) -> str:
+    """`path` as a full address, for what is pasted elsewhere."""
+    return str(request.base_url).rstrip("/") + path
+
+
+def query_without(request: Request, *names: str) -> dict[str, str]:
+    """The request's parameters but for some, to link to the same view with one thing changed."""
+    return {name: value for name, value in request.query_params.items() if name not in names}

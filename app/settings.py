@@ -1,0 +1,89 @@
+"""What can be set about the running dashboard: one frozen record, read from the environment or given by the command.
+
+Every field `name` is read from the variable `SAESCOPE_NAME`; a value given to `from_env` wins over the environment.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from sae_core.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How the dashboard runs. `home` and `database_url` are filled in when left empty."""
+
+    home: Path = Path()
+    """Folder of runs and of the database; default `$XDG_DATA_HOME/saescope` or `~/.local/share/saescope`."""
+
+    database_url: str = ""
+    """SQLAlchemy address of the database; default SQLite at `saescope.db` in `home`."""
+
+    host: str = "127.0.0.1"
+    """Network address to listen on. The default is reached from this machine only."""
+
+    port: int = 8000
+    """TCP port to listen on."""
+
+    max_prompt_tokens: int = 1024
+    """Longest text that a probe takes, in tokens of the model."""
+
+    probe_queue: int = 16
+    """Probes that may wait or run at the same time; one more is answered with 503."""
+
+    probe_timeout: float = 120.0
+    """Seconds until a probe is given up, loading the model included."""
+
+    device: str | None = None
+    """Where the model runs (`cpu`, `cuda`, `mps`); default the best that is there."""
+
+    max_body_bytes: int = 256 * 1024
+    """Largest request body that is read, in bytes."""
+
+    def __post_init__(self) -> None:
+        home = self.home if self.home != Path() else default_home(os.environ)
+        object.__setattr__(self, "home", home.expanduser())
+        if not self.database_url:
+            object.__setattr__(self, "database_url", f"sqlite:///{self.home / 'saescope.db'}")
+        for name in ("max_prompt_tokens", "probe_queue", "probe_timeout", "max_body_bytes"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}: give a number above 0.")
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port is {self.port}: give a number from 0 to 65535.")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, /, **overrides: object) -> Self:
+        """Settings from `environ` (the process's own by default); an override of None counts as not given."""
+        environ = os.environ if environ is None else environ
+        values: dict[str, object] = {"home": default_home(environ)}
+        for field in dataclasses.fields(cls):
+            text = environ.get(f"SAESCOPE_{field.name.upper()}")
+            if text:
+                values[field.name] = _parsed(field.name, text)
+        values |= {name: value for name, value in overrides.items() if value is not None}
+        return cls(**values)  # type: ignore[arg-type]
+
+
+def default_home(environ: Mapping[str, str]) -> Path:
+    """Where runs and the database live when nobody says otherwise."""
+    data_home = environ.get("XDG_DATA_HOME")
+    return (Path(data_home) if data_home else Path.home() / ".local" / "share") / "saescope"
+
+
+def _parsed(name: str, text: str) -> object:
+    kinds: dict[str, type[int] | type[float] | type[Path]] = {
+        "home": Path,
+        "port": int,
+        "max_prompt_tokens": int,
+        "probe_queue": int,
+        "probe_timeout": float,
+        "max_body_bytes": int,
+    }
+    try:
+        return kinds.get(name, str)(text)
+    except ValueError:
+        raise ConfigError(f"SAESCOPE_{name.upper()} is {text!r}: give a number.") from None

@@ -1,0 +1,202 @@
+"""The tables: models, corpora, contexts, saes, indexes, features, examples, labels. Read and written by `store` alone.
+
+    models ──< saes ──< indexes >── corpora ──< contexts
+                │          └──< features, feature_texts, examples
+                └──< labels
+
+Numbers by the hundred are packed, little-endian (`store_rows`), so an example costs tens of bytes. A change here needs
+a new file in `migrations/versions` and its number in `REVISION`; a test compares the two.
+"""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+REVISION = "0001"  # the newest file of migrations/versions
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment in UTC. SQLite keeps no time zone, so it is put back on the way out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is not None and value.tzinfo is None:
+            raise ValueError(f"{value} has no time zone")
+        return value if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+    }
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("model_id", Integer, primary_key=True),
+    Column("model_name", Text, nullable=False),
+    Column("revision", Text, nullable=False),
+    Column("architecture", Text, nullable=False),
+    Column("n_layers", Integer, nullable=False),
+    Column("d_model", Integer, nullable=False),
+    Column("vocabulary", LargeBinary, nullable=False),  # compressed; megabytes, so only selected when needed
+    Column("special_ids", LargeBinary, nullable=False),  # uint32, ascending
+    Column("vocabulary_sha256", Text, nullable=False),  # of the two: the key of the cache in each process
+    UniqueConstraint("model_name", "revision"),
+)
+
+saes = Table(
+    "saes",
+    metadata,
+    Column("sae_id", Integer, primary_key=True),
+    Column("slug", Text, nullable=False, unique=True),
+    Column("model_id", ForeignKey("models.model_id"), nullable=False),
+    Column("hook_name", Text, nullable=False),
+    Column("layer", Integer, nullable=False),
+    Column("architecture", Text, nullable=False),
+    Column("d_in", Integer, nullable=False),
+    Column("d_sae", Integer, nullable=False),
+    Column("k", Integer),
+    Column("n_training_tokens", BigInteger, nullable=False),
+    Column("weights_path", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("config", JSON, nullable=False),
+)
+
+# The same name may stand for other text tomorrow; contexts are shared by those who mean the same text by it.
+corpora = Table(
+    "corpora",
+    metadata,
+    Column("corpus_id", Integer, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("fingerprint", Text, nullable=False),
+    Column("sources", JSON, nullable=False),
+    Column("context_size", Integer, nullable=False),
+    Column("prepend_bos", Boolean, nullable=False),
+    Column("n_documents", BigInteger, nullable=False),
+    Column("n_contexts", BigInteger, nullable=False),
+    Column("n_tokens", BigInteger, nullable=False),
+    UniqueConstraint("name", "fingerprint"),
+)
+
+contexts = Table(
+    "contexts",
+    metadata,
+    Column("corpus_id", ForeignKey("corpora.corpus_id", ondelete="CASCADE"), primary_key=True),
+    Column("context_id", Integer, primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("token_ids", LargeBinary, nullable=False),  # uint32
+)
+
+indexes = Table(
+    "indexes",
+    metadata,
+    Column("index_id", Integer, primary_key=True),
+    Column("sae_id", ForeignKey("saes.sae_id", ondelete="CASCADE"), nullable=False),
+    Column("corpus_id", ForeignKey("corpora.corpus_id"), nullable=False),
+    Column("l0", Double, nullable=False),
+    Column("fvu", Double),  # NULL: not a number
+    Column("ce_recovered", Double),
+    Column("dead_share", Double, nullable=False),
+    Column("dense_share", Double, nullable=False),
+    Column("dense_threshold", Double, nullable=False),
+    Column("dtype", Text, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    sqlite_autoincrement=True,  # an id is never used twice, so a link cannot come to mean another index
+)
+
+features = Table(
+    "features",
+    metadata,
+    Column("index_id", ForeignKey("indexes.index_id", ondelete="CASCADE"), primary_key=True),
+    Column("feature_index", Integer, primary_key=True),
+    Column("density", Double, nullable=False),
+    Column("n_active", BigInteger, nullable=False),
+    Column("max_activation", Double, nullable=False),
+    Column("mean_activation", Double, nullable=False),
+    Column("encoder_decoder_cosine", Double),  # NULL: not a number, one of the directions is zero
+    Column("histogram", LargeBinary, nullable=False),  # first and last edge float64, then counts uint32
+    Column("band_shares", LargeBinary, nullable=False),  # float64
+    Column("promoted_tokens", LargeBinary, nullable=False),  # (token_id uint32, weight float32), strongest first
+    Column("suppressed_tokens", LargeBinary, nullable=False),
+    Column("nearest", LargeBinary, nullable=False),  # (feature_index uint32, cosine float32), nearest first
+)
+# Lists are read in index order, either way round; density last lets a list by maximum drop the dead without a look at
+# the table.
+Index("features_by_density", features.c.index_id, features.c.density, features.c.feature_index)
+Index(
+    "features_by_max_activation",
+    features.c.index_id,
+    features.c.max_activation,
+    features.c.feature_index,
+    features.c.density,
+)
+
+# Apart from `features`, so that a search reads a tenth of the pages.
+feature_texts = Table(
+    "feature_texts",
+    metadata,
+    Column("index_id", ForeignKey("indexes.index_id", ondelete="CASCADE"), primary_key=True),
+    Column("feature_index", Integer, primary_key=True),
+    Column("search_text", Text, nullable=False),  # promoted tokens and peaks of top examples; see store_rows.search_key
+    sqlite_with_rowid=False,
+)
+
+examples = Table(
+    "examples",
+    metadata,
+    Column("index_id", ForeignKey("indexes.index_id", ondelete="CASCADE"), primary_key=True),
+    Column("feature_index", Integer, primary_key=True),
+    Column("band", SmallInteger, primary_key=True),
+    Column("rank", Integer, primary_key=True),
+    Column("context_id", Integer, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("activation", Double, nullable=False),
+    Column("packed_positions", LargeBinary, nullable=False),  # uint16, ascending
+    Column("packed_values", LargeBinary, nullable=False),  # float16
+    sqlite_with_rowid=False,  # clustered by the primary key: a feature's examples are neighbours on disk
+)
+
+# One of each kind, so that a person's label outlives the next automatic run; readers prefer the person's.
+labels = Table(
+    "labels",
+    metadata,
+    Column("sae_id", ForeignKey("saes.sae_id", ondelete="CASCADE"), primary_key=True),
+    Column("feature_index", Integer, primary_key=True),
+    Column("kind", Text, primary_key=True),  # human, automatic
+    Column("text", Text, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("score", Double),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("search_text", Text, nullable=False),
+)

@@ -1,0 +1,354 @@
+"""The one way to the database: records in, records out. Between the index, which fills it, and the pages that read it.
+
+A `Store` is used from many threads and processes at once. Every method is one transaction, so what it returns belongs
+together and what it writes is there as a whole or not at all. Wherever `corpus` is asked for it is a corpus's name;
+None stands for the newest index.
+"""
+
+import random
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import sqlalchemy as sa
+
+from sae_core.errors import NotFoundError
+from sae_core.records import (
+    TOP_BAND,
+    Example,
+    Feature,
+    FeatureDetail,
+    FeaturePage,
+    FeaturePoint,
+    FeatureRow,
+    IndexInfo,
+    IndexRecords,
+    Label,
+    SAEInfo,
+    SAESummary,
+    Vocabulary,
+)
+from sae_core.schema import contexts, corpora, examples, features, indexes, labels, models, saes
+from sae_core.store_engine import Database
+from sae_core.store_pages import LARGEST_INTEGER, Sort, cursor_after, feature_number, page_statement
+from sae_core.store_rows import (
+    clean_text,
+    example_record,
+    feature_record,
+    index_record,
+    label_record,
+    nearest_indexes,
+    sae_record,
+    vocabulary_record,
+)
+from sae_core.store_writes import insert_index, remove_sae, upsert_labels, upsert_sae
+
+CACHED_VOCABULARIES = 4  # about 10 MB each
+EXAMPLES_IN_LISTS = 2
+IN_CHUNK = 1000  # parameters of one query; SQLite takes 32,766
+
+
+class Store:
+    """Open with `Store.open(url)`; close when done."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._vocabularies: OrderedDict[str, Vocabulary] = OrderedDict()  # by content, least recently used first
+        self._vocabularies_lock = threading.Lock()
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """Create the database or bring it up to date. `url`: sqlite:////full/path.db or postgresql://user:pw@host/name.
+
+        Raises StoreError if it cannot be used, NewerDatabaseError if a later saescope wrote it.
+        """
+        database = Database(url)
+        try:
+            database.migrate()
+        except BaseException:
+            database.close()
+            raise
+        return cls(database)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def ping(self) -> None:
+        """Raises StoreError if the database does not answer."""
+        with self._database.reading() as connection:
+            connection.execute(sa.select(1))
+
+    # Writes
+
+    def add_sae(self, sae: SAEInfo, vocabulary: Vocabulary) -> None:
+        """A new SAE under a known slug replaces the old one, its indexes and its labels; the same one keeps them."""
+        with self._database.writing() as connection:
+            upsert_sae(connection, sae, vocabulary)
+
+    def add_index(self, records: IndexRecords) -> int:
+        """Store a finished index, in place of an older one of the same SAE and corpus name; returns its id."""
+        with self._database.writing() as connection:
+            sae = _sae_row(connection, records.info.slug)
+            return insert_index(connection, records, sae_id=sae["sae_id"], vocabulary=self._vocabulary(connection, sae))
+
+    def delete_sae(self, slug: str) -> None:
+        with self._database.writing() as connection:
+            remove_sae(connection, _sae_row(connection, slug)["sae_id"])
+
+    def add_labels(self, slug: str, labels: Mapping[int, Label]) -> None:
+        """Replaces labels of the same kind. A person's label stays, and is the one shown, beside an automatic one."""
+        with self._database.writing() as connection:
+            sae = _sae_row(connection, slug)
+            upsert_labels(connection, labels, sae_id=sae["sae_id"], d_sae=sae["d_sae"])
+
+    # Reads
+
+    def saes(self) -> list[SAESummary]:
+        """All SAEs, newest first."""
+        with self._database.reading() as connection:
+            rows = connection.execute(_SAES.order_by(saes.c.created_at.desc(), saes.c.slug)).mappings().all()
+            by_slug: dict[str, list[IndexInfo]] = {row["slug"]: [] for row in rows}
+            for row in connection.execute(_INDEXES).mappings():
+                by_slug[row["slug"]].append(index_record(row))
+            return [SAESummary(sae=sae_record(row), indexes=tuple(by_slug[row["slug"]])) for row in rows]
+
+    def sae(self, slug: str) -> SAESummary:
+        with self._database.reading() as connection:
+            row = _sae_row(connection, slug)
+            its_indexes = connection.execute(_INDEXES.where(saes.c.sae_id == row["sae_id"])).mappings()
+            return SAESummary(sae=sae_record(row), indexes=tuple(index_record(index) for index in its_indexes))
+
+    def index(self, slug: str, *, corpus: str | None = None) -> IndexInfo:
+        with self._database.reading() as connection:
+            return index_record(_index_row(connection, slug, corpus=corpus))
+
+    def vocabulary(self, slug: str) -> Vocabulary:
+        with self._database.reading() as connection:
+            return self._vocabulary(connection, _sae_row(connection, slug))
+
+    def feature(self, slug: str, feature_index: int, *, corpus: str | None = None) -> FeatureDetail:
+        with self._database.reading() as connection:
+            index = _index_row(connection, slug, corpus=corpus)
+            vocabulary = self._vocabulary(connection, index)
+            rows = _feature_rows(connection, index["index_id"], [feature_index])
+            if not rows:
+                raise NotFoundError(
+                    f'The SAE "{slug}" has no feature {feature_index}; its features are 0 to {index["d_sae"] - 1}.'
+                )
+            query = _examples_of(index, [feature_index]).order_by(examples.c.band, examples.c.rank)
+            its_examples = connection.execute(query).mappings()
+            return FeatureDetail(
+                feature=_feature_records(connection, rows, index=index, vocabulary=vocabulary)[0],
+                examples=tuple(example_record(row, vocabulary=vocabulary) for row in its_examples),
+                previous=_alive_neighbour(connection, index["index_id"], feature_index, direction=-1),
+                following=_alive_neighbour(connection, index["index_id"], feature_index, direction=1),
+            )
+
+    def features(
+        self,
+        slug: str,
+        *,
+        corpus: str | None = None,
+        sort: Sort = "-density",
+        q: str | None = None,
+        min_density: float | None = None,
+        max_density: float | None = None,
+        alive: bool = True,
+        after: str | None = None,
+        limit: int = 50,
+    ) -> FeaturePage:
+        """One page of the feature list. `alive` leaves out dead features; `after` is the `next` of the page before.
+
+        `q` is a feature's number, which finds that feature whatever the other filters, or text in its label, its
+        promoted tokens or the peaks of its top examples.
+        """
+        with self._database.reading() as connection:
+            index = _index_row(connection, slug, corpus=corpus)
+            statement = page_statement(
+                index_id=index["index_id"],
+                sae_id=index["sae_id"],
+                sort=sort,
+                q=q,
+                min_density=min_density,
+                max_density=max_density,
+                alive=alive,
+                after=after,
+                limit=limit,
+            )
+            number = feature_number(q)
+            rows: Sequence[sa.RowMapping] = (
+                [] if number is None else _feature_rows(connection, index["index_id"], [number])
+            )
+            if not rows:
+                rows = connection.execute(statement).mappings().all()
+            shown = rows[:limit]
+            return FeaturePage(
+                items=self._listed(connection, shown, index=index),
+                next=cursor_after(shown[-1], sort=sort) if len(rows) > limit else None,
+            )
+
+    def feature_points(self, slug: str, *, corpus: str | None = None) -> list[FeaturePoint]:
+        """All features, by feature index."""
+        with self._database.reading() as connection:
+            index = _index_row(connection, slug, corpus=corpus)
+            query = sa.select(features.c.feature_index, features.c.density, features.c.max_activation)
+            rows = connection.execute(
+                query.where(features.c.index_id == index["index_id"]).order_by(features.c.feature_index)
+            )
+            return [FeaturePoint(feature_index=row[0], density=row[1], max_activation=row[2]) for row in rows]
+
+    def random_feature(self, slug: str, *, corpus: str | None = None) -> int:
+        """Any alive feature, each as likely as the next. Reads only the index by density."""
+        with self._database.reading() as connection:
+            index = _index_row(connection, slug, corpus=corpus)
+            alive = (features.c.index_id == index["index_id"], features.c.density > 0)
+            n_alive = connection.execute(sa.select(sa.func.count()).where(*alive)).scalar_one()
+            if not n_alive:
+                raise NotFoundError(f'No feature of the SAE "{slug}" is active on this corpus; index it on another.')
+            query = sa.select(features.c.feature_index).where(*alive).order_by(features.c.density)
+            return int(connection.execute(query.offset(random.randrange(n_alive)).limit(1)).scalar_one())
+
+    def labels(self, slug: str, feature_indexes: Collection[int]) -> dict[int, Label]:
+        """The labels of those of these features that have one."""
+        with self._database.reading() as connection:
+            return _labels(connection, _sae_row(connection, slug)["sae_id"], feature_indexes)
+
+    def feature_stats(
+        self, slug: str, feature_indexes: Collection[int], *, corpus: str | None = None
+    ) -> dict[int, Feature]:
+        """These features without their examples; those that the index does not know are left out."""
+        with self._database.reading() as connection:
+            index = _index_row(connection, slug, corpus=corpus)
+            rows = _feature_rows(connection, index["index_id"], feature_indexes)
+            vocabulary = self._vocabulary(connection, index)
+            found = _feature_records(connection, rows, index=index, vocabulary=vocabulary)
+            return {feature.feature_index: feature for feature in found}
+
+    def _listed(
+        self, connection: sa.Connection, rows: Sequence[sa.RowMapping], *, index: sa.RowMapping
+    ) -> tuple[FeatureRow, ...]:
+        vocabulary = self._vocabulary(connection, index)
+        top: dict[int, list[Example]] = {row["feature_index"]: [] for row in rows}
+        for some in _chunked(list(top)):
+            query = _examples_of(index, some).where(examples.c.band == TOP_BAND, examples.c.rank < EXAMPLES_IN_LISTS)
+            for row in connection.execute(query.order_by(examples.c.rank)).mappings():
+                top[row["feature_index"]].append(example_record(row, vocabulary=vocabulary))
+        return tuple(
+            FeatureRow(feature=feature, examples=tuple(top[feature.feature_index]))
+            for feature in _feature_records(connection, rows, index=index, vocabulary=vocabulary)
+        )
+
+    def _vocabulary(self, connection: sa.Connection, row: sa.RowMapping) -> Vocabulary:
+        """Of the model that a row of `_SAES` or `_INDEXES` names."""
+        key = row["vocabulary_sha256"]
+        with self._vocabularies_lock:
+            if key in self._vocabularies:
+                self._vocabularies.move_to_end(key)
+                return self._vocabularies[key]
+        query = sa.select(models.c.vocabulary, models.c.special_ids).where(models.c.model_id == row["model_id"])
+        vocabulary = vocabulary_record(connection.execute(query).mappings().one())
+        with self._vocabularies_lock:
+            self._vocabularies[key] = vocabulary
+            while len(self._vocabularies) > CACHED_VOCABULARIES:
+                self._vocabularies.popitem(last=False)
+        return vocabulary
+
+
+_SAES = sa.select(
+    saes,
+    models.c.model_name,
+    models.c.revision,
+    models.c.architecture.label("model_architecture"),
+    models.c.n_layers,
+    models.c.d_model,
+    models.c.vocabulary_sha256,
+).join(models)
+
+_INDEXES = (
+    sa.select(
+        indexes,
+        *(column for column in corpora.c if column.name != "corpus_id"),
+        saes.c.slug,
+        saes.c.d_sae,
+        models.c.model_id,
+        models.c.vocabulary_sha256,
+    )
+    .select_from(indexes)
+    .join(corpora)
+    .join(saes)
+    .join(models)
+    .order_by(indexes.c.created_at.desc(), indexes.c.index_id.desc())
+)
+
+
+def _sae_row(connection: sa.Connection, slug: str) -> sa.RowMapping:
+    row = connection.execute(_SAES.where(saes.c.slug == clean_text(slug))).mappings().one_or_none()
+    if row is None:
+        raise NotFoundError(f'There is no SAE "{slug}"; check the spelling, or make one with `saescope train`.')
+    return row
+
+
+def _index_row(connection: sa.Connection, slug: str, *, corpus: str | None) -> sa.RowMapping:
+    rows = connection.execute(_INDEXES.where(saes.c.slug == clean_text(slug))).mappings().all()
+    if not rows:
+        _sae_row(connection, slug)
+        raise NotFoundError(f'The SAE "{slug}" is not indexed yet; run `saescope index {slug} --corpus …`.')
+    for row in rows:
+        if corpus is None or row["name"] == corpus:
+            return row
+    known = ", ".join(f'"{row["name"]}"' for row in rows)
+    raise NotFoundError(
+        f'The SAE "{slug}" is indexed on {known}, not on "{corpus}"; run `saescope index {slug} --corpus …`.'
+    )
+
+
+def _feature_rows(connection: sa.Connection, index_id: int, feature_indexes: Collection[int]) -> list[sa.RowMapping]:
+    rows: list[sa.RowMapping] = []
+    for some in _chunked(feature_indexes):
+        query = sa.select(features).where(features.c.index_id == index_id, features.c.feature_index.in_(some))
+        rows.extend(connection.execute(query.order_by(features.c.feature_index)).mappings())
+    return rows
+
+
+def _feature_records(
+    connection: sa.Connection, rows: Sequence[sa.RowMapping], *, index: sa.RowMapping, vocabulary: Vocabulary
+) -> list[Feature]:
+    """With their labels and those of their nearest features."""
+    named = {row["feature_index"] for row in rows}.union(*(nearest_indexes(row) for row in rows))
+    found = _labels(connection, index["sae_id"], named)
+    return [feature_record(row, vocabulary=vocabulary, labels=found) for row in rows]
+
+
+def _labels(connection: sa.Connection, sae_id: int, feature_indexes: Collection[int]) -> dict[int, Label]:
+    found: dict[int, Label] = {}
+    for some in _chunked(feature_indexes):
+        query = sa.select(labels).where(labels.c.sae_id == sae_id, labels.c.feature_index.in_(some))
+        for row in connection.execute(
+            query.order_by(labels.c.kind)
+        ).mappings():  # "automatic", then "human", which wins
+            found[row["feature_index"]] = label_record(row)
+    return found
+
+
+def _examples_of(index: sa.RowMapping, feature_indexes: Collection[int]) -> sa.Select[Any]:
+    its_context = sa.and_(contexts.c.corpus_id == index["corpus_id"], contexts.c.context_id == examples.c.context_id)
+    return (
+        sa.select(examples, contexts.c.source, contexts.c.token_ids)
+        .join(contexts, its_context)
+        .where(examples.c.index_id == index["index_id"], examples.c.feature_index.in_(feature_indexes))
+    )
+
+
+def _alive_neighbour(connection: sa.Connection, index_id: int, feature_index: int, *, direction: int) -> int | None:
+    column = features.c.feature_index
+    beyond, order = (column > feature_index, column.asc()) if direction > 0 else (column < feature_index, column.desc())
+    query = sa.select(column).where(features.c.index_id == index_id, beyond, features.c.density > 0)
+    return connection.execute(query.order_by(order).limit(1)).scalar_one_or_none()
+
+
+def _chunked(feature_indexes: Collection[int]) -> Iterator[list[int]]:
+    """The possible ones among them, in order, in lists that fit a query."""
+    possible = sorted({number for number in feature_indexes if 0 <= number <= LARGEST_INTEGER})
+    for start in range(0, len(possible), IN_CHUNK):
+        yield possible[start : start + IN_CHUNK]

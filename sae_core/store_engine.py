@@ -1,0 +1,188 @@
+"""The database under the store: how it is opened, brought to the newest tables, locked, and how its errors read.
+
+SQLite by default, PostgreSQL for a team. Reads see one moment of the database however many queries they take; writes
+are rare and run one at a time, so each may be written as if it were alone.
+"""
+
+import math
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError, DBAPIError, TimeoutError
+
+from sae_core.errors import DiskFullError, NewerDatabaseError, SaescopeError, StoreError
+from sae_core.schema import REVISION
+
+LOCK_SECONDS = 30.0  # how long a write waits for another process's write; `?timeout=` in an SQLite URL says otherwise
+CONNECT_SECONDS = 10
+WRITE_LOCK = 7_251_019_034_881  # PostgreSQL advisory lock: any number that other programs will not choose
+
+POSTGRES_DISK_FULL = "53100"
+POSTGRES_LOCKED = "55P03"
+
+
+class Database:
+    """An engine with two ways in: `reading` and `writing`, each one transaction."""
+
+    def __init__(self, url: str) -> None:
+        self.url = _parsed(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        # Without the query, which may hold a password; the host's own password prints as ***.
+        self.name = self.url.set(query={}).render_as_string(hide_password=True)
+        self._engine = _sqlite_engine(self.url) if self.is_sqlite else _postgres_engine(self.url)
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        options: dict[str, Any] = {}
+        if not self.is_sqlite:  # SQLite reads one snapshot anyway
+            options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        with self._errors(), self._engine.connect() as connection, connection.execution_options(**options).begin():
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """Everything or nothing; one writer at a time, over all processes."""
+        options = {"saescope_writes": True}  # read by `begin` in `_sqlite_engine`
+        with self._errors(), self._engine.connect() as connection, connection.execution_options(**options).begin():
+            if not self.is_sqlite:
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{math.ceil(LOCK_SECONDS * 1000)}ms'")
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(WRITE_LOCK)))
+            yield connection
+
+    def migrate(self) -> None:
+        """Create the tables, or bring older ones up to date. Alembic is only imported if there is something to do."""
+        with self.reading() as connection:
+            if _revision(connection) == REVISION:
+                return
+        if self.is_sqlite:
+            self._write_ahead()
+        with self.writing() as connection:
+            found = _revision(connection)  # again: another process may have been faster
+            if found != REVISION:
+                _upgrade(connection, found=found, name=self.name)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _write_ahead(self) -> None:
+        """Switch an SQLite file to WAL, which it remembers: readers and the writer no longer wait for each other.
+
+        SQLite does not wait for other connections here as it does elsewhere, hence the loop.
+        """
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                with self._errors(), self._engine.connect() as connection:
+                    raw: Any = connection.connection.driver_connection
+                    raw.execute("PRAGMA journal_mode = WAL")
+                return
+            except StoreError as error:
+                if not _is_locked(error.__cause__) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (DBAPIError, TimeoutError, sqlite3.Error) as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: DBAPIError | TimeoutError | sqlite3.Error) -> SaescopeError:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        sqlite_code = getattr(cause, "sqlite_errorcode", None)
+        if sqlite_code == sqlite3.SQLITE_FULL or getattr(cause, "sqlstate", None) == POSTGRES_DISK_FULL:
+            return DiskFullError(
+                f"The disk of the database {self.name} is full and nothing was changed; free some space and repeat."
+            )
+        if _is_locked(error):
+            return StoreError(f"The database {self.name} is in use by another process; try again when that is done.")
+        if sqlite_code == sqlite3.SQLITE_NOTADB:
+            return StoreError(f"{self.url.database} is not an SQLite database; name another file.")
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
+        if self.url.password:
+            reason = reason.replace(str(self.url.password), "***")
+        if self.is_sqlite:
+            return StoreError(f"The database {self.name} cannot be used ({reason}); check the file and its folder.")
+        return StoreError(f"The database {self.name} does not answer ({reason}); check the server and the URL.")
+
+
+def _parsed(url: str) -> sa.URL:
+    try:
+        parsed = sa.make_url(url)
+    except (ArgumentError, ValueError) as error:
+        raise StoreError(_BAD_URL) from error
+    if parsed.drivername == "postgres" or parsed.get_backend_name() == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername not in ("sqlite", "sqlite+pysqlite") or parsed.host:
+        raise StoreError(_BAD_URL)
+    if parsed.database in (None, "", ":memory:"):
+        raise StoreError(
+            "A database in memory is gone when saescope stops; name a file: sqlite:////full/path/to/file.db."
+        )
+    folder = Path(str(parsed.database)).parent
+    if not folder.is_dir():
+        raise StoreError(f"The database's folder {folder} does not exist; create it or name another.")
+    return parsed
+
+
+_BAD_URL = (
+    "The database URL is not understood; write sqlite:////full/path/to/file.db or postgresql://user:password@host/name."
+)
+
+
+def _sqlite_engine(url: sa.URL) -> sa.Engine:
+    arguments = {} if "timeout" in url.query else {"timeout": LOCK_SECONDS}
+    engine = sa.create_engine(url, connect_args=arguments)
+
+    @sa.event.listens_for(engine, "connect")
+    def prepare(raw: sqlite3.Connection, _record: object) -> None:
+        raw.isolation_level = None  # transactions begin where `begin` below says, not where sqlite3 guesses
+        raw.execute("PRAGMA foreign_keys = ON")
+        raw.execute("PRAGMA synchronous = FULL")  # a committed label survives a power cut
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        writes = connection.get_execution_options().get("saescope_writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _postgres_engine(url: sa.URL) -> sa.Engine:
+    arguments = {} if "connect_timeout" in url.query else {"connect_timeout": CONNECT_SECONDS}
+    return sa.create_engine(url, connect_args=arguments, pool_pre_ping=True)  # a restarted server is no error
+
+
+def _is_locked(error: BaseException | None) -> bool:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    busy = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    # The low byte is the kind of error, the rest its circumstances.
+    return getattr(cause, "sqlite_errorcode", 0) & 0xFF in busy or getattr(cause, "sqlstate", "") == POSTGRES_LOCKED
+
+
+def _revision(connection: sa.Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+
+
+def _upgrade(connection: sa.Connection, *, found: str | None, name: str) -> None:
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.attributes["connection"] = connection
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if found is not None and found not in known:
+        raise NewerDatabaseError(
+            f"The database {name} was written by a later version of saescope ({found}); upgrade saescope to open it."
+        )
+    command.upgrade(config, "head")

@@ -1,0 +1,349 @@
+"""Records <-> rows: what `store` writes into columns and makes of them again. Packed numbers are little-endian.
+
+No queries here. A row read is a mapping from column name to value, a row to write a dict.
+"""
+
+import hashlib
+import json
+import math
+import struct
+import unicodedata
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import RowMapping
+
+from sae_core.errors import InputError
+from sae_core.records import (
+    Context,
+    CorpusInfo,
+    Example,
+    Feature,
+    Histogram,
+    IndexInfo,
+    IndexMetrics,
+    Label,
+    ModelInfo,
+    NearestFeature,
+    PackedExample,
+    SAEInfo,
+    TokenWeight,
+    Vocabulary,
+)
+from sae_core.tokens_text import display_strings
+
+LABEL_KINDS = ("human", "automatic")
+
+
+def clean_text(text: str) -> str:
+    """`text` without what PostgreSQL cannot hold: NUL, and halves of characters from odd file names."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def search_key(text: str) -> str:
+    """What is compared in a search: the same for "Wife" and "wife", for "ﬁ" and "fi"."""
+    return unicodedata.normalize("NFKC", clean_text(text)).casefold()
+
+
+def model_row(model: ModelInfo, vocabulary: Vocabulary) -> dict[str, Any]:
+    packed, special_ids = _packed_vocabulary(vocabulary), _pack("I", sorted(vocabulary.special_ids))
+    return {
+        "model_name": model.model_name,
+        "revision": model.revision,
+        "architecture": model.architecture,
+        "n_layers": int(model.n_layers),
+        "d_model": int(model.d_model),
+        "vocabulary": packed,
+        "special_ids": special_ids,
+        "vocabulary_sha256": hashlib.sha256(packed + b"\0" + special_ids).hexdigest(),
+    }
+
+
+def vocabulary_record(row: RowMapping) -> Vocabulary:
+    data = zlib.decompress(row["vocabulary"])
+    (n_tokens,) = struct.unpack_from("<I", data)
+    lengths = struct.unpack_from(f"<{n_tokens}I", data, 4)
+    tokens, start = [], 4 + 4 * n_tokens
+    for length in lengths:
+        tokens.append(data[start : start + length])
+        start += length
+    return Vocabulary(tokens=tuple(tokens), special_ids=frozenset(_unpack("I", row["special_ids"])))
+
+
+def _packed_vocabulary(vocabulary: Vocabulary) -> bytes:
+    lengths = _pack("I", [len(token) for token in vocabulary.tokens])
+    return zlib.compress(struct.pack("<I", len(vocabulary.tokens)) + lengths + b"".join(vocabulary.tokens), 6)
+
+
+def sae_row(sae: SAEInfo) -> dict[str, Any]:
+    return {
+        "slug": sae.slug,
+        "hook_name": sae.hook_name,
+        "layer": int(sae.layer),
+        "architecture": sae.architecture,
+        "d_in": int(sae.d_in),
+        "d_sae": int(sae.d_sae),
+        "k": None if sae.k is None else int(sae.k),
+        "n_training_tokens": int(sae.n_training_tokens),
+        "weights_path": clean_text(sae.weights_path),
+        "created_at": sae.created_at,
+        "config": json.loads(json.dumps(dict(sae.config), default=str)),  # as it will be read: tuples become lists
+    }
+
+
+def sae_record(row: RowMapping) -> SAEInfo:
+    """From a row of `saes` with its model's columns as model_name, revision, model_architecture, n_layers, d_model."""
+    return SAEInfo(
+        slug=row["slug"],
+        model=ModelInfo(
+            model_name=row["model_name"],
+            revision=row["revision"],
+            architecture=row["model_architecture"],
+            n_layers=row["n_layers"],
+            d_model=row["d_model"],
+        ),
+        hook_name=row["hook_name"],
+        layer=row["layer"],
+        architecture=row["architecture"],
+        d_in=row["d_in"],
+        d_sae=row["d_sae"],
+        k=row["k"],
+        n_training_tokens=row["n_training_tokens"],
+        weights_path=row["weights_path"],
+        created_at=row["created_at"],
+        config=row["config"],
+    )
+
+
+def corpus_row(corpus: CorpusInfo) -> dict[str, Any]:
+    return {
+        "name": clean_text(corpus.name),
+        "fingerprint": corpus.fingerprint,
+        "sources": [clean_text(source) for source in corpus.sources],
+        "context_size": int(corpus.context_size),
+        "prepend_bos": bool(corpus.prepend_bos),
+        "n_documents": int(corpus.n_documents),
+        "n_contexts": int(corpus.n_contexts),
+        "n_tokens": int(corpus.n_tokens),
+    }
+
+
+def index_row(info: IndexInfo, *, sae_id: int, corpus_id: int) -> dict[str, Any]:
+    metrics = info.metrics
+    return {
+        "sae_id": sae_id,
+        "corpus_id": corpus_id,
+        "l0": float(metrics.l0),
+        "fvu": _null_if_nan(metrics.fvu),
+        "ce_recovered": None if metrics.ce_recovered is None else _null_if_nan(metrics.ce_recovered),
+        "dead_share": float(metrics.dead_share),
+        "dense_share": float(metrics.dense_share),
+        "dense_threshold": float(metrics.dense_threshold),
+        "dtype": info.dtype,
+        "seed": int(info.seed),
+        "seconds": float(info.seconds),
+        "created_at": info.created_at,
+    }
+
+
+def index_record(row: RowMapping) -> IndexInfo:
+    """From a row of `indexes` with the columns of its corpus and the slug of its SAE."""
+    return IndexInfo(
+        slug=row["slug"],
+        corpus=CorpusInfo(
+            name=row["name"],
+            fingerprint=row["fingerprint"],
+            sources=tuple(row["sources"]),
+            context_size=row["context_size"],
+            prepend_bos=row["prepend_bos"],
+            n_documents=row["n_documents"],
+            n_contexts=row["n_contexts"],
+            n_tokens=row["n_tokens"],
+        ),
+        metrics=IndexMetrics(
+            l0=row["l0"],
+            fvu=_nan_if_null(row["fvu"]),
+            ce_recovered=row["ce_recovered"],
+            dead_share=row["dead_share"],
+            dense_share=row["dense_share"],
+            dense_threshold=row["dense_threshold"],
+        ),
+        dtype=row["dtype"],
+        seed=row["seed"],
+        seconds=row["seconds"],
+        created_at=row["created_at"],
+        index_id=row["index_id"],
+    )
+
+
+def context_row(context: Context, *, corpus_id: int) -> dict[str, Any]:
+    return {
+        "corpus_id": corpus_id,
+        "context_id": int(context.context_id),
+        "source": clean_text(context.source),
+        "token_ids": context.token_ids,
+    }
+
+
+def feature_row(feature: Feature, *, index_id: int) -> dict[str, Any]:
+    return {
+        "index_id": index_id,
+        "feature_index": int(feature.feature_index),
+        "density": float(feature.density),
+        "n_active": int(feature.n_active),
+        "max_activation": float(feature.max_activation),
+        "mean_activation": float(feature.mean_activation),
+        "encoder_decoder_cosine": _null_if_nan(feature.encoder_decoder_cosine),
+        "histogram": _packed_histogram(feature.histogram),
+        "band_shares": _pack("d", feature.band_shares),
+        "promoted_tokens": _packed_pairs((token.token_id, token.weight) for token in feature.promoted_tokens),
+        "suppressed_tokens": _packed_pairs((token.token_id, token.weight) for token in feature.suppressed_tokens),
+        "nearest": _packed_pairs((near.feature_index, near.cosine) for near in feature.nearest),
+    }
+
+
+def feature_record(row: RowMapping, *, vocabulary: Vocabulary, labels: Mapping[int, Label]) -> Feature:
+    return Feature(
+        feature_index=row["feature_index"],
+        density=row["density"],
+        n_active=row["n_active"],
+        max_activation=row["max_activation"],
+        mean_activation=row["mean_activation"],
+        encoder_decoder_cosine=_nan_if_null(row["encoder_decoder_cosine"]),
+        histogram=_unpacked_histogram(row["histogram"]),
+        band_shares=_unpack("d", row["band_shares"]),
+        promoted_tokens=_token_weights(row["promoted_tokens"], vocabulary=vocabulary),
+        suppressed_tokens=_token_weights(row["suppressed_tokens"], vocabulary=vocabulary),
+        nearest=tuple(
+            NearestFeature(feature_index=other, cosine=cosine, label=labels[other].text if other in labels else None)
+            for other, cosine in _unpacked_pairs(row["nearest"])
+        ),
+        label=labels.get(row["feature_index"]),
+    )
+
+
+def nearest_indexes(row: RowMapping) -> list[int]:
+    """The other features that a row of `features` names."""
+    return [feature_index for feature_index, _ in _unpacked_pairs(row["nearest"])]
+
+
+def example_row(example: PackedExample, *, index_id: int) -> dict[str, Any]:
+    return {
+        "index_id": index_id,
+        "feature_index": int(example.feature_index),
+        "band": int(example.band),
+        "rank": int(example.rank),
+        "context_id": int(example.context_id),
+        "position": int(example.position),
+        "activation": float(example.activation),
+        "packed_positions": example.positions,
+        "packed_values": example.values,
+    }
+
+
+def example_record(row: RowMapping, *, vocabulary: Vocabulary) -> Example:
+    """From a row of `examples` with the `source` and `token_ids` of its context."""
+    token_ids = unpacked_token_ids(row["token_ids"])
+    activations = [0.0] * len(token_ids)
+    for position, value in zip(_unpack("H", row["packed_positions"]), _unpack("e", row["packed_values"]), strict=True):
+        activations[position] = value
+    return Example(
+        feature_index=row["feature_index"],
+        context_id=row["context_id"],
+        source=row["source"],
+        band=row["band"],
+        rank=row["rank"],
+        position=row["position"],
+        activation=row["activation"],
+        tokens=tuple(token_texts(token_ids, vocabulary=vocabulary)),
+        token_ids=token_ids,
+        activations=tuple(activations),
+    )
+
+
+def label_row(feature_index: int, label: Label, *, sae_id: int) -> dict[str, Any]:
+    text = clean_text(label.text).strip()
+    if label.kind not in LABEL_KINDS:
+        raise InputError(f'A label\'s kind is "human" or "automatic", not "{label.kind}"; change it.')
+    if not text:
+        raise InputError(f"The label of feature {feature_index} is empty; write what the feature means.")
+    return {
+        "sae_id": sae_id,
+        "feature_index": int(feature_index),
+        "kind": label.kind,
+        "text": text,
+        "author": clean_text(label.author),
+        "score": None if label.score is None else _null_if_nan(label.score),
+        "created_at": label.created_at,
+        "search_text": search_key(text),
+    }
+
+
+def label_record(row: RowMapping) -> Label:
+    return Label(
+        text=row["text"], kind=row["kind"], author=row["author"], score=row["score"], created_at=row["created_at"]
+    )
+
+
+def unpacked_token_ids(token_ids: bytes) -> tuple[int, ...]:
+    return _unpack("I", token_ids)
+
+
+def token_texts(token_ids: Sequence[int], *, vocabulary: Vocabulary) -> list[str]:
+    """Display strings of consecutive tokens. A model may have more ids than its tokenizer has tokens: "[50300]"."""
+    tokens = vocabulary.tokens
+    return display_strings([tokens[i] if i < len(tokens) else b"[%d]" % i for i in token_ids])
+
+
+def peak_text(token_ids: Sequence[int], position: int, *, vocabulary: Vocabulary) -> str:
+    """The token at `position`; where it is the tail of a character, that character."""
+    start = max(0, position - 3)  # a character has at most four bytes
+    texts = token_texts(token_ids[start : position + 4], vocabulary=vocabulary)[: position - start + 1]
+    return next((text for text in reversed(texts) if text), "")
+
+
+def _token_weights(packed: bytes, *, vocabulary: Vocabulary) -> tuple[TokenWeight, ...]:
+    return tuple(
+        TokenWeight(token=token_texts([token_id], vocabulary=vocabulary)[0], token_id=token_id, weight=weight)
+        for token_id, weight in _unpacked_pairs(packed)
+    )
+
+
+def _packed_histogram(histogram: Histogram) -> bytes:
+    if not histogram.counts:
+        return b""
+    return struct.pack("<2d", histogram.edges[0], histogram.edges[-1]) + _pack("I", histogram.counts)
+
+
+def _unpacked_histogram(packed: bytes) -> Histogram:
+    if not packed:
+        return Histogram(edges=(), counts=())
+    low, high = struct.unpack_from("<2d", packed)
+    counts: tuple[int, ...] = _unpack("I", packed[16:])
+    inner = (low + (high - low) * i / len(counts) for i in range(1, len(counts)))
+    return Histogram(edges=(low, *inner, high), counts=counts)
+
+
+def _packed_pairs(pairs: Iterable[tuple[int, float]]) -> bytes:
+    return b"".join(struct.pack("<If", number, value) for number, value in pairs)
+
+
+def _unpacked_pairs(packed: bytes) -> list[tuple[int, float]]:
+    return list(struct.iter_unpack("<If", packed))
+
+
+def _pack(code: str, numbers: Sequence[float]) -> bytes:
+    return struct.pack(f"<{len(numbers)}{code}", *numbers)
+
+
+def _unpack(code: str, packed: bytes) -> tuple[Any, ...]:
+    return struct.unpack(f"<{len(packed) // struct.calcsize('<' + code)}{code}", packed)
+
+
+def _null_if_nan(number: float) -> float | None:
+    return None if math.isnan(number) else float(number)
+
+
+def _nan_if_null(number: float | None) -> float:
+    return math.nan if number is None else number

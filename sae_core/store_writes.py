@@ -1,0 +1,184 @@
+"""The store's writes, each a function of an open connection inside `Database.writing`, so nobody else writes meanwhile.
+
+`insert_index` takes a finished index in the order of its records:
+
+1. the corpus (an older row of the same name and fingerprint is shared), and away with the index this one replaces;
+2. contexts, but for those another SAE's index has already stored;
+3. features;
+4. examples, noting the peak tokens of each feature's best;
+5. for each feature the text that a search looks in.
+
+Readers see the old state until the transaction commits.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import sqlalchemy as sa
+
+from sae_core.errors import NotFoundError
+from sae_core.records import (
+    TOP_BAND,
+    Context,
+    CorpusInfo,
+    Feature,
+    IndexRecords,
+    Label,
+    ModelInfo,
+    PackedExample,
+    SAEInfo,
+    Vocabulary,
+)
+from sae_core.schema import contexts, corpora, examples, feature_texts, features, indexes, labels, models, saes
+from sae_core.store_rows import (
+    context_row,
+    corpus_row,
+    example_row,
+    feature_row,
+    index_row,
+    label_row,
+    model_row,
+    peak_text,
+    sae_row,
+    search_key,
+    token_texts,
+    unpacked_token_ids,
+)
+
+CHUNK_ROWS = 5000
+SEARCHED_EXAMPLES = 10  # how many of a feature's top examples a search looks at
+
+
+def upsert_sae(connection: sa.Connection, sae: SAEInfo, vocabulary: Vocabulary) -> None:
+    """The same SAE again keeps its indexes and labels, also from another folder; a new one of that slug does not."""
+    row = sae_row(sae) | {"model_id": _upserted_model(connection, sae.model, vocabulary)}
+    old = connection.execute(sa.select(saes).where(saes.c.slug == sae.slug)).mappings().one_or_none()
+    if old is not None:
+        here = {"sae_id": old["sae_id"], "weights_path": row["weights_path"]}
+        if dict(old) | here == row | here:
+            connection.execute(sa.update(saes).where(saes.c.sae_id == old["sae_id"]).values(row))
+            return
+        remove_sae(connection, old["sae_id"], keep_model=row["model_id"])
+    connection.execute(sa.insert(saes).values(row))
+
+
+def remove_sae(connection: sa.Connection, sae_id: int, *, keep_model: int | None = None) -> None:
+    connection.execute(sa.delete(saes).where(saes.c.sae_id == sae_id))
+    _remove_orphaned_corpora(connection)
+    used = sa.select(saes.c.model_id)
+    connection.execute(sa.delete(models).where(models.c.model_id.not_in(used), models.c.model_id != (keep_model or 0)))
+
+
+def insert_index(connection: sa.Connection, records: IndexRecords, *, sae_id: int, vocabulary: Vocabulary) -> int:
+    corpus = records.info.corpus
+    corpus_id = _upserted_corpus(connection, corpus)
+    _remove_indexes(connection, sae_id=sae_id, corpus_name=corpus.name)
+    row = index_row(records.info, sae_id=sae_id, corpus_id=corpus_id)
+    index_id = _inserted_id(connection, indexes, row)
+    token_ids = _inserted_contexts(connection, records.contexts, corpus_id=corpus_id)
+    texts = _inserted_features(connection, records.features, index_id=index_id, vocabulary=vocabulary)
+    for feature_index, context_id, position in _inserted_examples(connection, records.examples, index_id=index_id):
+        ids = unpacked_token_ids(token_ids[context_id])
+        texts[feature_index].append(peak_text(ids, position, vocabulary=vocabulary))
+    rows = (
+        {
+            "index_id": index_id,
+            "feature_index": feature_index,
+            "search_text": search_key("\n".join(dict.fromkeys(found))),
+        }
+        for feature_index, found in texts.items()
+    )
+    for chunk in _chunks(rows):
+        connection.execute(sa.insert(feature_texts), chunk)
+    _remove_orphaned_corpora(connection)
+    if connection.dialect.name == "postgresql":  # or it sorts whole lists until its own analysis, a minute later
+        connection.exec_driver_sql("ANALYZE features, feature_texts, examples, contexts")
+    return index_id
+
+
+def upsert_labels(connection: sa.Connection, new: Mapping[int, Label], *, sae_id: int, d_sae: int) -> None:
+    for feature_index, label in new.items():
+        if not 0 <= feature_index < d_sae:
+            raise NotFoundError(f"There is no feature {feature_index}; this SAE's features are 0 to {d_sae - 1}.")
+        row = label_row(feature_index, label, sae_id=sae_id)
+        same = [labels.c[key] == row[key] for key in ("sae_id", "feature_index", "kind")]
+        connection.execute(sa.delete(labels).where(*same))
+        connection.execute(sa.insert(labels).values(row))
+
+
+def _upserted_model(connection: sa.Connection, model: ModelInfo, vocabulary: Vocabulary) -> int:
+    row = model_row(model, vocabulary)
+    same = (models.c.model_name == row["model_name"], models.c.revision == row["revision"])
+    model_id = connection.execute(sa.select(models.c.model_id).where(*same)).scalar_one_or_none()
+    if model_id is None:
+        return _inserted_id(connection, models, row)
+    connection.execute(sa.update(models).where(models.c.model_id == model_id).values(row))
+    return int(model_id)
+
+
+def _upserted_corpus(connection: sa.Connection, corpus: CorpusInfo) -> int:
+    row = corpus_row(corpus)
+    same = (corpora.c.name == row["name"], corpora.c.fingerprint == row["fingerprint"])
+    corpus_id = connection.execute(sa.select(corpora.c.corpus_id).where(*same)).scalar_one_or_none()
+    if corpus_id is None:
+        return _inserted_id(connection, corpora, row)
+    connection.execute(sa.update(corpora).where(corpora.c.corpus_id == corpus_id).values(row))
+    return int(corpus_id)
+
+
+def _remove_indexes(connection: sa.Connection, *, sae_id: int, corpus_name: str) -> None:
+    named = sa.select(corpora.c.corpus_id).where(corpora.c.name == corpus_name)
+    connection.execute(sa.delete(indexes).where(indexes.c.sae_id == sae_id, indexes.c.corpus_id.in_(named)))
+
+
+def _remove_orphaned_corpora(connection: sa.Connection) -> None:
+    connection.execute(sa.delete(corpora).where(corpora.c.corpus_id.not_in(sa.select(indexes.c.corpus_id))))
+
+
+def _inserted_contexts(connection: sa.Connection, new: Iterable[Context], *, corpus_id: int) -> dict[int, bytes]:
+    """The packed token ids of every context, by its id: a few hundred bytes each, for the peaks of the examples."""
+    stored = set(connection.scalars(sa.select(contexts.c.context_id).where(contexts.c.corpus_id == corpus_id)))
+    token_ids: dict[int, bytes] = {}
+    for chunk in _chunks(new):
+        token_ids.update((context.context_id, context.token_ids) for context in chunk)
+        rows = [context_row(context, corpus_id=corpus_id) for context in chunk if context.context_id not in stored]
+        if rows:
+            connection.execute(sa.insert(contexts), rows)
+    return token_ids
+
+
+def _inserted_features(
+    connection: sa.Connection, new: Iterable[Feature], *, index_id: int, vocabulary: Vocabulary
+) -> dict[int, list[str]]:
+    """The texts of each feature's promoted tokens."""
+    texts: dict[int, list[str]] = {}
+    for chunk in _chunks(new):
+        connection.execute(sa.insert(features), [feature_row(feature, index_id=index_id) for feature in chunk])
+        for feature in chunk:
+            promoted = ([token.token_id] for token in feature.promoted_tokens)
+            texts[feature.feature_index] = [token_texts(ids, vocabulary=vocabulary)[0] for ids in promoted]
+    return texts
+
+
+def _inserted_examples(
+    connection: sa.Connection, new: Iterable[PackedExample], *, index_id: int
+) -> Iterator[tuple[int, int, int]]:
+    """(feature_index, context_id, position) of the examples in which a search looks."""
+    for chunk in _chunks(new):
+        connection.execute(sa.insert(examples), [example_row(example, index_id=index_id) for example in chunk])
+        for example in chunk:
+            if example.band == TOP_BAND and example.rank < SEARCHED_EXAMPLES:
+                yield example.feature_index, example.context_id, example.position
+
+
+def _inserted_id(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> int:
+    key = connection.execute(sa.insert(table).values(row)).inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+def _chunks(items: Iterable[Any]) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, CHUNK_ROWS)):
+        yield chunk

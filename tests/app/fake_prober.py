@@ -1,0 +1,66 @@
+"""A stand-in for the model: words are tokens, and what is active on them follows from their letters."""
+
+import re
+import zlib
+
+from sae_core.errors import BusyError, PromptTooLongError
+from sae_core.records import ActiveFeature, ProbeFeature, ProbeResult, ProbeToken, SAEInfo
+
+MAX_TOKENS = 200
+PER_TOKEN = 6
+
+
+class FakeProber:
+    """Has the interface of `app.inference.Inference`. The words "busy" and "crash" make it fail."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.warmed: list[str] = []
+        self.closed = False
+
+    async def probe(self, sae: SAEInfo, text: str, *, top_k: int = 10) -> ProbeResult:
+        self.texts.append(text)
+        if "busy" in text:
+            raise BusyError("3 probes are waiting for the model: try again in a few seconds.")
+        if "crash" in text:
+            raise RuntimeError("a secret detail")
+        return fake_result(sae, text, top_k=top_k)
+
+    def warm(self, sae: SAEInfo) -> None:
+        self.warmed.append(sae.slug)
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def fake_result(sae: SAEInfo, text: str, *, top_k: int) -> ProbeResult:
+    words = ["<bos>", *re.findall(r"\s?[^\s]+|\s", text)]
+    if len(words) > MAX_TOKENS:
+        raise PromptTooLongError(f"The text has {len(words)} tokens; at most {MAX_TOKENS} are taken: shorten it.")
+    tokens = [
+        ProbeToken(token=word, token_id=at, is_special=at == 0, features=_active(word, sae, top_k, at))
+        for at, word in enumerate(words)
+    ]
+    found = sorted({active.feature_index for token in tokens for active in token.features})
+    features = [_over_text(feature_index, tokens) for feature_index in found]
+    features.sort(key=lambda feature: (-feature.max_activation, feature.feature_index))
+    return ProbeResult(slug=sae.slug, text=text, tokens=tuple(tokens), features=tuple(features), seconds=0.018)
+
+
+def _active(word: str, sae: SAEInfo, top_k: int, position: int) -> tuple[ActiveFeature, ...]:
+    if position == 0:
+        return ()
+    seed = zlib.crc32(word.encode("utf-8", "replace"))
+    active = {(seed >> shift) % sae.d_sae: ((seed >> shift) % 97) / 12 + 0.1 for shift in range(PER_TOKEN)}
+    ranked = sorted(active.items(), key=lambda pair: -pair[1])
+    return tuple(ActiveFeature(feature_index=index, activation=value) for index, value in ranked[:top_k])
+
+
+def _over_text(feature_index: int, tokens: list[ProbeToken]) -> ProbeFeature:
+    values = tuple(
+        next((a.activation for a in token.features if a.feature_index == feature_index), 0.0) for token in tokens
+    )
+    largest = max(values)
+    return ProbeFeature(
+        feature_index=feature_index, max_activation=largest, max_position=values.index(largest), activations=values
+    )

@@ -1,0 +1,110 @@
+"""The JSON twins and their contract."""
+
+import pytest
+from starlette.testclient import TestClient
+
+from sae_core.errors import StoreError
+from sae_core.store import Store
+
+
+def test_lists_have_items_and_next(client: TestClient) -> None:
+    saes = client.get("/api/saes").json()
+    assert [item["sae"]["slug"] for item in saes["items"]] == ["unindexed", "demo"]
+    assert saes["next"] is None
+    first = client.get("/api/saes/demo/features?limit=200").json()
+    second = client.get("/api/saes/demo/features", params={"limit": 200, "after": first["next"]}).json()
+    numbers = [item["feature"]["feature_index"] for item in first["items"] + second["items"]]
+    assert len(numbers) == len(set(numbers)) == 270
+    assert second["next"] is None
+
+
+def test_sae_has_its_indexes_newest_first(client: TestClient) -> None:
+    answer = client.get("/api/saes/demo").json()
+    assert [index["corpus"]["name"] for index in answer["indexes"]] == ["poems", "stories"]
+    assert answer["sae"]["model"]["model_name"] == "demo-lm"
+
+
+def test_feature_is_the_record(client: TestClient, store: Store) -> None:
+    detail = store.feature("demo", 7, corpus="stories")
+    answer = client.get("/api/saes/demo/features/7?corpus=stories").json()
+    assert answer["feature"]["density"] == detail.feature.density
+    assert [tuple(e["activations"]) for e in answer["examples"]] == [e.activations for e in detail.examples]
+
+
+def test_probe_answers_tokens_and_ranked_features(client: TestClient) -> None:
+    answer = client.post("/api/saes/demo/probe", json={"text": "the king of the sea", "top_k": 3}).json()
+    assert [token["token"] for token in answer["tokens"]] == ["<bos>", "the", " king", " of", " the", " sea"]
+    assert answer["tokens"][0]["is_special"]
+    assert all(len(token["features"]) <= 3 for token in answer["tokens"])
+    assert answer["tokens"][1]["n_active"] > 3
+    strongest = [feature["max_activation"] for feature in answer["features"]]
+    assert strongest == sorted(strongest, reverse=True)
+    first = answer["features"][0]
+    assert first["activations"][first["max_position"]] == first["max_activation"]
+    assert set(first) >= {"label", "density", "corpus_max"}
+    assert client.get("/api/saes/demo/probe?text=the+king+of+the+sea&top_k=3").json() == answer
+
+
+def test_probe_has_labels_and_densities_of_the_corpus_asked_for(client: TestClient, store: Store) -> None:
+    stats = store.feature_stats("demo", [0], corpus="stories")[0]
+    answer = client.post("/api/saes/demo/probe", json={"text": "king", "feature": 0, "corpus": "stories"}).json()
+    pinned = next(feature for feature in answer["features"] if feature["feature_index"] == 0)
+    assert (pinned["label"], pinned["density"]) == ("words for a spouse", stats.density)
+
+
+@pytest.mark.parametrize("sort", ["strength", "rarity", "share"])
+def test_probe_ranks_as_asked(client: TestClient, sort: str) -> None:
+    answer = client.post("/api/saes/demo/probe", json={"text": "the king of the sea", "sort": sort}).json()
+    keys = {
+        "strength": lambda f: -f["max_activation"],
+        "rarity": lambda f: f["density"],
+        "share": lambda f: -f["max_activation"] / max(f["max_activation"], f["corpus_max"]),
+    }
+    ranked = [keys[sort](feature) for feature in answer["features"]]
+    assert ranked == sorted(ranked)
+
+
+def test_pinned_feature_is_in_the_answer_wherever_it_ranks(client: TestClient) -> None:
+    everything = client.post("/api/saes/demo/probe", json={"text": "the king", "top_features": 1000}).json()
+    last = everything["features"][-1]["feature_index"]
+    answer = client.post("/api/saes/demo/probe", json={"text": "the king", "top_features": 1, "feature": last}).json()
+    assert [f["feature_index"] for f in answer["features"]] == [everything["features"][0]["feature_index"], last]
+    assert answer["n_features"] == everything["n_features"]
+
+
+def test_probe_of_an_unindexed_sae_has_no_densities(client: TestClient) -> None:
+    answer = client.post("/api/saes/unindexed/probe", json={"text": "the king"}).json()
+    assert answer["features"][0]["density"] is None
+
+
+def test_charts_are_plotly_figures(client: TestClient, store: Store) -> None:
+    answer = client.get("/api/saes/demo/charts?corpus=stories").json()
+    alive = [p for p in store.feature_points("demo", corpus="stories") if p.density > 0]
+    assert answer["scatter"]["data"][0]["customdata"] == [p.feature_index for p in alive]
+    assert sum(answer["density"]["data"][0]["y"]) == len(alive)
+
+
+def test_health(client: TestClient, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert client.get("/healthz").json()["status"] == "ok"
+
+    def fail(self: Store) -> None:
+        raise StoreError("The database cannot be reached.")
+
+    monkeypatch.setattr(Store, "ping", fail)
+    response = client.get("/healthz")
+    assert response.status_code == 503
+    assert response.json()["database"] is False
+
+
+def test_openapi_and_docs_list_every_route(client: TestClient) -> None:
+    spec, docs = client.get("/openapi.json").json(), client.get("/docs").text
+    assert "/api/saes/{slug}/features/{feature_index}" in spec["paths"]
+    for path in spec["paths"]:
+        assert path in docs
+    names = {p["name"] for p in spec["paths"]["/api/saes/{slug}/features"]["get"]["parameters"]}
+    assert names == {"slug", "corpus", "sort", "q", "min_density", "max_density", "alive", "after", "limit"}
+
+
+def test_answers_are_compressed(client: TestClient) -> None:
+    assert client.get("/api/saes/demo/features").headers["content-encoding"] == "gzip"
+    assert client.get("/saes/demo/features").headers["content-encoding"] == "gzip"

@@ -1,0 +1,72 @@
+"""Charts: figures that Plotly takes, and geometry that stays within its box."""
+
+import math
+
+import pytest
+
+from app import charts
+from sae_core.records import FeaturePoint, Histogram
+from sae_core.store import Store
+
+
+@pytest.fixture
+def points(store: Store) -> list[FeaturePoint]:
+    return store.feature_points("demo")
+
+
+def test_plotly_takes_the_figures(points: list[FeaturePoint]) -> None:
+    from plotly.graph_objects import Figure
+
+    for figure in (charts.density_figure(points), charts.scatter_figure(points), charts.density_figure([])):
+        assert Figure(figure)
+
+
+def test_plotly_script_is_in_the_wheel() -> None:
+    assert charts.plotly_script().stat().st_size > 1_000_000
+
+
+def test_every_alive_feature_is_counted_once(points: list[FeaturePoint]) -> None:
+    alive = sum(point.density > 0 for point in points)
+    assert sum(int(bar.title.split(": ")[1].split()[0]) for bar in charts.density_chart(points).bars) == alive
+    assert sum(int(cell.title.split()[0]) for cell in charts.density_heatmap(points).cells) == alive
+
+
+def test_charts_of_nothing_are_empty() -> None:
+    assert charts.density_chart([]).bars == ()
+    assert charts.density_heatmap([]).cells == ()
+    assert charts.sparkline(Histogram(edges=(), counts=())) == ""
+    assert charts.token_sparkline([], scale=1) == ""
+    assert charts.token_sparkline([0.0, 0.0], scale=0) == ""
+
+
+def test_many_points_are_drawn_on_a_canvas() -> None:
+    points = [FeaturePoint(feature_index=i, density=0.01, max_activation=1.0) for i in range(charts.GL_POINTS + 1)]
+    assert charts.scatter_figure(points)["data"][0]["type"] == "scattergl"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("density", "share"), [(0, 0), (1e-9, 0), (1e-6, 0), (1e-3, 0.5), (1, 1), (2, 1)])
+def test_density_share_is_logarithmic(density: float, share: float) -> None:
+    assert charts.density_share(density) == pytest.approx(share)
+
+
+def test_activation_chart_stays_in_its_box(store: Store) -> None:
+    for number in range(12):
+        feature = store.feature("demo", number).feature
+        chart = charts.activation_chart(feature)
+        assert all(0 <= bar.x and bar.x + bar.width <= chart.width + 1e-6 for bar in chart.bars)
+        assert all(0 < bar.height <= chart.height and math.isfinite(bar.height) for bar in chart.bars)
+        assert len(chart.ticks) == 6
+
+
+def test_sparkline_keeps_the_highest_bar() -> None:
+    path = charts.sparkline(Histogram(edges=tuple(range(51)), counts=(1,) * 49 + (100,)), height=20)
+    assert "v-20.0" in path
+    assert path.count("M") <= 25
+
+
+def test_token_sparkline_shows_a_peak_in_a_long_text() -> None:
+    activations = [0.0] * 1000
+    activations[777] = 2.0
+    path = charts.token_sparkline(activations, scale=2.0)
+    assert path.count("M") == 1
+    assert "v-20.0" in path

@@ -1,0 +1,158 @@
+"""The model worker with a stand-in for the model: one process, a bounded queue, deaths, timeouts, a clean end."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from app.inference import ModelWorker
+from sae_core.errors import BusyError, PromptTooLongError, SaescopeError, WeightsError
+from tests.app.fake_loaders import load
+from tests.factories import make_sae
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+
+@asynccontextmanager
+async def worker(**options: object) -> AsyncIterator[ModelWorker]:
+    opened = ModelWorker(**{"loader": load, "timeout": 30.0, **options})  # type: ignore[arg-type]
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+def run(test: Callable[[], Coroutine[object, object, None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_errors_cross_the_process_boundary_as_themselves() -> None:
+    async def test() -> None:
+        async with worker(max_tokens=7) as inference:
+            assert (await inference.probe(make_sae(), "the king", top_k=2)).tokens[1].token == "the"
+            with pytest.raises(PromptTooLongError, match="over 7"):
+                await inference.probe(make_sae(), "too long")
+            with pytest.raises(WeightsError, match="half-written"):
+                await inference.probe(make_sae("broken"), "king")
+            with pytest.raises(SaescopeError, match="ZeroDivisionError") as caught:
+                await inference.probe(make_sae(), "fail")
+            assert "secret" not in str(caught.value)
+
+    run(test)
+
+
+def test_a_worker_that_died_is_started_again_once(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with worker() as inference:
+            answer = await inference.probe(make_sae(), f"die once at {tmp_path / 'died'}")
+            assert answer.tokens
+            with pytest.raises(BusyError, match="died twice"):
+                await inference.probe(make_sae(), "die")
+            assert (await inference.probe(make_sae(), "king")).tokens
+
+    run(test)
+
+
+def test_models_are_kept_until_their_weights_change(tmp_path: Path) -> None:
+    async def loaded_at(inference: ModelWorker, weights: Path) -> str:
+        return (await inference.probe(make_sae(weights_path=str(weights)), "loaded at")).text
+
+    async def test() -> None:
+        weights = tmp_path / "sae.safetensors"
+        weights.touch()
+        async with worker() as inference:
+            first = await loaded_at(inference, weights)
+            assert await loaded_at(inference, weights) == first
+            os.utime(weights, (1, 1))
+            assert await loaded_at(inference, weights) != first
+
+    run(test)
+
+
+def test_a_full_queue_and_a_timeout_are_busy_and_the_loop_goes_on() -> None:
+    async def test() -> None:
+        async with worker(queue_size=2, timeout=3.0) as inference:
+            pid = int((await inference.probe(make_sae(), "pid")).text)
+            slow = [asyncio.create_task(inference.probe(make_sae(), "sleep 60")) for _ in range(2)]
+            await asyncio.sleep(0.2)
+            started = time.monotonic()
+            with pytest.raises(BusyError, match="2 probes are waiting"):
+                await inference.probe(make_sae(), "king")
+            assert time.monotonic() - started < 0.5
+            answers = await asyncio.gather(*slow, return_exceptions=True)
+            assert [type(answer) for answer in answers] == [BusyError, BusyError]
+            assert not is_running(pid)
+            assert (await inference.probe(make_sae(), "king")).tokens
+
+    run(test)
+
+
+def test_warming_loads_ahead_and_failing_to_is_no_error() -> None:
+    async def test() -> None:
+        async with worker() as inference:
+            inference.warm(make_sae("broken"))
+            answer = await inference.probe(make_sae(), "king")
+            assert answer.tokens
+            inference.warm(make_sae())
+
+    run(test)
+
+
+def test_closing_ends_the_process_at_once_even_at_work() -> None:
+    async def test() -> None:
+        inference = ModelWorker(loader=load)
+        pid = int((await inference.probe(make_sae(), "pid")).text)
+        task = asyncio.create_task(inference.probe(make_sae(), "sleep 60"))
+        await asyncio.sleep(0.2)
+        started = time.monotonic()
+        await inference.close()
+        assert time.monotonic() - started < 5
+        assert not is_running(pid)
+        with pytest.raises(BusyError):
+            await task
+        with pytest.raises(BusyError, match="shutting down"):
+            await inference.probe(make_sae(), "king")
+
+    run(test)
+
+
+def test_a_killed_app_leaves_no_worker_behind() -> None:
+    code = (
+        "import asyncio\n"
+        "from app.inference import ModelWorker\n"
+        "from tests.app.fake_loaders import load\n"
+        "from tests.factories import make_sae\n"
+        "async def main():\n"
+        "    worker = ModelWorker(loader=load)\n"
+        "    print((await worker.probe(make_sae(), 'pid')).text, flush=True)\n"
+        "    await asyncio.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    asyncio.run(main())\n"
+    )
+    app = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert app.stdout is not None
+    pid = int(app.stdout.readline())
+    app.send_signal(signal.SIGKILL)
+    app.wait()
+    app.stdout.close()
+    for _ in range(100):
+        if not is_running(pid):
+            return
+        time.sleep(0.05)
+    pytest.fail("the worker outlived the app")

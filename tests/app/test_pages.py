@@ -1,0 +1,314 @@
+"""Every page: is there, says what the record says, links to its twin, and asks nothing of another host."""
+
+import re
+from html import unescape
+from html.parser import HTMLParser
+from urllib.parse import urljoin
+
+import pytest
+from starlette.testclient import TestClient
+
+from sae_core.records import TOP_BAND
+from sae_core.store import Store
+from tests.app.fake_prober import FakeProber
+from tests.factories import make_store
+
+PAGES = [
+    "/",
+    "/saes/demo",
+    "/saes/demo?corpus=stories",
+    "/saes/unindexed",
+    "/saes/demo/features",
+    "/saes/demo/features?sort=max&q=king&min_density=0.0001&alive=0&corpus=stories",
+    "/saes/demo/features/0",
+    "/saes/demo/features/0?width=full&breaks=1",
+    "/saes/demo/features/3",
+    "/saes/demo/features/0?embed=1",
+    "/saes/demo/probe",
+    "/saes/demo/probe?text=the+%3Cscript%3Ealert(1)%3C/script%3E+%E4%B8%AD&feature=3&token=2",
+    "/saes/unindexed/probe?text=the+king",
+    "/glossary",
+    "/docs",
+]
+BAD_PAGES = ["/nope", "/saes/nope", "/saes/demo/features/99999", "/saes/demo/features/x"]
+
+
+VOID = ("meta", "link", "input", "br", "rect", "line", "path")
+
+
+class Checked(HTMLParser):
+    """Collects what a strict content security policy would refuse, and where a page's parts come from."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.refused: list[str] = []
+        self.ids: list[str] = []
+        self.alternate: str | None = None
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        self.addresses += [given[name] or "" for name in ("src", "href", "action", "srcset") if name in given]
+        self.refused += [name for name in given if name.startswith("on") or name == "style"]
+        if tag == "style" or (tag == "script" and "src" not in given and given.get("type") != "application/json"):
+            self.refused.append(tag)
+        if "id" in given:
+            self.ids.append(given["id"] or "")
+        if tag == "link" and given.get("rel") == "alternate":
+            self.alternate = given["href"]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("rect", "line", "path"):
+            return
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+
+def tokens_of(page: str, marker: str = '<p class="tokens">') -> list[str]:
+    """The text of each example of a page, its "…" and tags removed."""
+    blocks = [part.split("</p>")[0] for part in page.split(marker)[1:]]
+    return [unescape(re.sub(r'<span class="cut[^>]*>…</span>|<[^>]+>', "", block)) for block in blocks]
+
+
+@pytest.mark.parametrize("path", PAGES + BAD_PAGES)
+def test_page_is_wellformed_and_asks_nothing_of_another_host(client: TestClient, path: str) -> None:
+    response = client.get(path)
+    assert response.status_code == (200 if path in PAGES else 404 if path != BAD_PAGES[-1] else 422)
+    assert response.headers["content-type"].startswith("text/html")
+    checked = Checked(response.text)
+    assert checked.refused == []
+    assert checked.open == []
+    assert len(set(checked.ids)) == len(checked.ids)
+    assert [a for a in checked.addresses if re.match(r"\w+:|//", a)] == []
+    assert "<title>" in response.text
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_page_links_to_a_json_twin(client: TestClient, path: str) -> None:
+    alternate = Checked(client.get(path).text).alternate
+    assert alternate is not None
+    twin = client.get(alternate)
+    assert twin.status_code == 200
+    assert twin.headers["content-type"] == "application/json"
+
+
+def test_links_within_the_site_lead_somewhere(client: TestClient) -> None:
+    addresses: dict[str, str] = {}  # one of each kind: numbers, texts and cursors aside
+    for path in PAGES:
+        for address in Checked(client.get(path).text).addresses:
+            whole = urljoin(path, address).split("#")[0]
+            addresses[re.sub(r"\d+|text=[^&]*|after=[^&]*", "", whole)] = whole
+    for whole in addresses.values():
+        if whole != "/probe":  # a form's address, which needs its fields
+            assert client.get(whole).status_code == 200, whole
+
+
+def test_home_lists_saes_with_their_metrics(client: TestClient) -> None:
+    page = client.get("/").text
+    for fact in ("demo", "unindexed", "blocks.3.hook_resid_post", "15.5", "0.188", "0.969", "90.0%", "poems, stories"):
+        assert fact in page
+    assert "saescope index unindexed --corpus" in page
+
+
+def test_home_of_an_empty_store_says_what_to_run(tmp_path: object) -> None:
+    from app.main import create_app
+    from app.settings import Settings
+
+    with TestClient(create_app(Settings(database_url=f"sqlite:///{tmp_path}/x.db"), prober=FakeProber())) as client:
+        page = client.get("/").text
+    assert "make demo" in page
+    assert "saescope train --model" in page
+
+
+def test_sae_page_explains_metrics_and_says_how_to_make_it_again(client: TestClient) -> None:
+    page = client.get("/saes/demo").text
+    for fact in (
+        "Fraction of variance unexplained",
+        "<b>15.5</b>",
+        "<b>0.188</b>",
+        "stories.txt",
+        "poems",
+        "/data/saes/demo",
+    ):
+        assert fact in page
+    assert "saescope index demo --corpus poems.txt --context-size 32" in page
+    assert client.get("/saes/demo?corpus=nope").status_code == 404
+
+
+def test_features_page_and_its_twin_say_the_same(client: TestClient) -> None:
+    query = "?sort=-max&corpus=stories&limit=20"
+    page, twin = client.get("/saes/demo/features" + query).text, client.get("/api/saes/demo/features" + query).json()
+    listed = re.findall(r"data-row>#(\d+)<", page)
+    assert listed == [str(item["feature"]["feature_index"]) for item in twin["items"]]
+    assert len(listed) == 20
+    assert "30 of 300 features" in page  # dead ones, folded into one line
+
+
+@pytest.mark.parametrize("sort", ["-density", "density", "-max", "index"])
+def test_walking_the_next_links_meets_every_alive_feature_once(client: TestClient, store: Store, sort: str) -> None:
+    path, seen = f"/saes/demo/features?sort={sort}&limit=100", []
+    while path:
+        page = client.get(path).text
+        seen += [int(number) for number in re.findall(r"data-row>#(\d+)<", page)]
+        found = re.search(r'<a rel="next" href="([^"]+)"', page)
+        path = unescape(found[1]) if found else ""
+        assert ("First page" in page) == (len(seen) > 100)
+    assert sorted(seen) == [p.feature_index for p in store.feature_points("demo") if p.density > 0]
+    assert len(seen) == len(set(seen))
+
+
+def test_search_shows_what_it_looked_for(client: TestClient) -> None:
+    assert "#0<" in client.get("/saes/demo/features?q=spouse").text
+    page = client.get("/saes/demo/features?q=%3Cb%3Ezzz").text
+    assert "No feature of this SAE matches" in page
+    assert "&lt;b&gt;zzz" in page
+
+
+def test_feature_page_shows_every_example_as_stored(client: TestClient, store: Store) -> None:
+    detail = store.feature("demo", 0)
+    page = client.get("/saes/demo/features/0").text
+    order = [example for band in (TOP_BAND, 5, 4, 3, 2, 1, 6) for example in detail.examples if example.band == band]
+    assert tokens_of(page) == ["".join(example.tokens) for example in order]
+    for title in ("Top examples", "80–100% of max", "0–20% of max", "Random firings", "words for a spouse"):
+        assert title in page
+    assert page.index("80–100% of max") < page.index("0–20% of max") < page.index("Random firings")
+
+
+def test_feature_page_and_its_twin_say_the_same(client: TestClient) -> None:
+    page, twin = client.get("/saes/demo/features/0").text, client.get("/api/saes/demo/features/0").json()
+    strongest = twin["examples"][0]
+    tokens = re.findall(r'data-i="(\d+)"(?: data-v="([^"]+)")?', tokens_block(page))
+    assert [int(token_id) for token_id, _ in tokens] == strongest["token_ids"]
+    shown = [float(value or 0) for _, value in tokens]
+    assert shown == pytest.approx(strongest["activations"], rel=5e-3)
+    assert f'href="/saes/demo/features/{twin["following"]}"' in page
+    for weight in twin["feature"]["promoted_tokens"]:
+        assert f'title="id {weight["token_id"]}"' in page
+
+
+def tokens_block(page: str) -> str:
+    return page.split('<p class="tokens">')[1].split("</p>")[0]
+
+
+def test_text_of_any_language_and_markup_show_as_themselves(client: TestClient) -> None:
+    pages = [client.get(f"/saes/demo/features/{number}").text for number in range(8)]
+    text = "".join("".join(tokens_of(page)) for page in pages)
+    for piece in ("中文", "😀", "🐋", "語", "Straße", "naïve", "é", "<tag>"):
+        assert piece in text
+    assert "<tag>" not in "".join(pages)
+
+
+def test_widths_are_classes_so_that_one_page_holds_all_of_them(client: TestClient) -> None:
+    short, full = (client.get(f"/saes/demo/features/0?width={width}").text for width in ("short", "full"))
+    assert 'class="reading w-short' in short
+    assert 'class="reading w-full' in full
+    assert 'class="run-medium"' in short
+
+
+def test_signs_replace_blanks_and_keep_the_original(client: TestClient) -> None:
+    page = client.get("/saes/demo/features/0?breaks=1").text
+    assert 'data-t=" ' in page
+    assert "·" in tokens_of(page)[0]
+    assert 'aria-pressed="true"' in page
+
+
+def test_dead_feature_says_so(client: TestClient) -> None:
+    page = client.get("/saes/demo/features/3").text
+    assert "there is nothing to read here" in page
+    assert "Top examples" not in page
+
+
+def test_random_leads_to_an_alive_feature(client: TestClient, store: Store) -> None:
+    response = client.get("/saes/demo/features/random?corpus=stories", follow_redirects=False)
+    assert response.status_code == 303
+    assert response.headers["cache-control"] == "no-store"
+    number = re.fullmatch(r"/saes/demo/features/(\d+)\?corpus=stories", response.headers["location"])
+    assert number
+    assert store.feature("demo", int(number[1]), corpus="stories").feature.density > 0
+
+
+def test_embedded_feature_is_bare(client: TestClient) -> None:
+    page = client.get("/saes/demo/features/0?embed=1").text
+    assert "<header" not in page
+    assert "<footer" not in page
+    assert "words for a spouse" in page
+
+
+def test_feature_unfurls(client: TestClient) -> None:
+    page = client.get("/saes/demo/features/1").text
+    assert '<meta property="og:title" content="the sea, 海 and ships · demo #1">' in page
+    assert re.search(
+        r'<meta property="og:description" content="Active on [\d.]+% of tokens, at most [\d.]+\. Strongest', page
+    )
+    escaped = client.get("/saes/demo/features/2").text
+    assert "<title>numbers &amp; &lt;dates&gt;" in escaped
+
+
+def test_probe_page_without_a_script(client: TestClient) -> None:
+    page = client.get("/saes/demo/probe?text=the+king+of+the+sea").text
+    assert "6 tokens · 18 ms" in page
+    assert 'name="token" value="2"' in page
+    assert re.search(r'class="t a\d+ peak"', page)
+
+
+def test_probe_page_colours_by_a_feature_and_shows_a_token(client: TestClient) -> None:
+    report = client.get("/api/saes/demo/probe?text=the+king+of+the+sea").json()
+    feature = report["features"][0]
+    page = client.get(f"/saes/demo/probe?text=the+king+of+the+sea&feature={feature['feature_index']}&token=2").text
+    coloured = {int(at) for at in re.findall(r'name="token" value="(\d+)" class="t a\d', page)}
+    assert coloured == {at for at, value in enumerate(feature["activations"]) if value > 0}
+    panel = page.split('id="token-features"')[1].split("</ol>")[0]
+    on_token = [f["feature_index"] for f in report["tokens"][2]["features"]]
+    assert [int(number) for number in re.findall(r'data-feature="(\d+)"', panel)] == on_token
+    assert "·king" in page
+
+
+def test_probe_page_of_a_silent_feature_says_so(client: TestClient) -> None:
+    active = {f["feature_index"] for f in client.get("/api/saes/demo/probe?text=king").json()["features"]}
+    silent = next(number for number in range(300) if number not in active)
+    page = client.get(f"/saes/demo/probe?text=king&feature={silent}").text
+    assert '<p class="note" id="silent">' in page
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "sentence"),
+    [
+        ("word " * 300, 413, "The text has"),
+        ("busy", 503, "try again"),
+        ("a%00b", 422, "NUL"),
+    ],
+)
+def test_probe_page_keeps_the_text_when_it_fails(client: TestClient, text: str, status: int, sentence: str) -> None:
+    response = client.get(f"/saes/demo/probe?text={text}")
+    assert response.status_code == status
+    assert sentence in response.text
+    assert text.split()[0].replace("%00", "\0") in response.text
+
+
+def test_opening_the_probe_page_warms_the_model(client: TestClient, prober: FakeProber) -> None:
+    client.get("/saes/demo/probe")
+    assert prober.warmed == ["demo"]
+
+
+def test_home_probe_box_leads_to_the_probe_page(client: TestClient) -> None:
+    response = client.get("/probe?sae=demo&text=a%26b", follow_redirects=False)
+    assert response.headers["location"] == "/saes/demo/probe?text=a%26b"
+    strange = client.get("/probe?sae=//evil.example/x&text=a", follow_redirects=False)
+    assert strange.headers["location"].startswith("/saes/")
+
+
+def test_corpus_is_kept_by_links(client: TestClient) -> None:
+    page = client.get("/saes/demo/features/0?corpus=stories").text
+    links = re.findall(r'href="(/saes/demo/features/\d+[^"]*)"', page)
+    assert links
+    assert all("corpus=stories" in link for link in links)
+
+
+def test_a_second_store_is_not_shared(tmp_path: object) -> None:
+    store = make_store(f"sqlite:///{tmp_path}/other.db")
+    assert [summary.sae.slug for summary in store.saes()] == ["unindexed", "demo"]
+    store.close()

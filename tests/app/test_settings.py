@@ -1,0 +1,44 @@
+"""Settings: from the environment, from the command, and refused in a sentence."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from app.settings import Settings
+from sae_core.errors import ConfigError
+
+
+def test_defaults(tmp_path: Path) -> None:
+    settings = Settings.from_env({"XDG_DATA_HOME": str(tmp_path)})
+    assert settings.home == tmp_path / "saescope"
+    assert settings.database_url == f"sqlite:///{tmp_path}/saescope/saescope.db"
+    assert (settings.host, settings.port, settings.max_prompt_tokens) == ("127.0.0.1", 8000, 1024)
+
+
+def test_every_field_is_read_from_the_environment() -> None:
+    values = {
+        "home": "/data", "database_url": "postgresql://x/y", "host": "0.0.0.0", "port": "9", "max_prompt_tokens": "7",
+        "probe_queue": "3", "probe_timeout": "1.5", "device": "cpu", "max_body_bytes": "100",
+    }  # fmt: skip
+    assert set(values) == {field.name for field in dataclasses.fields(Settings)}
+    settings = Settings.from_env({f"SAESCOPE_{name.upper()}": value for name, value in values.items()})
+    assert {name: str(getattr(settings, name)) for name in values} == values
+
+
+def test_override_wins_and_none_is_not_given() -> None:
+    settings = Settings.from_env({"SAESCOPE_PORT": "9", "SAESCOPE_HOST": "h"}, port=10, host=None)
+    assert (settings.port, settings.host) == (10, "h")
+
+
+@pytest.mark.parametrize("environ", [{"SAESCOPE_PORT": "x"}, {"SAESCOPE_PORT": "70000"}, {"SAESCOPE_PROBE_QUEUE": "0"}])
+def test_impossible_value_is_refused(environ: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="give a number"):
+        Settings.from_env(environ)
+
+
+def test_every_field_is_documented() -> None:
+    source = (Path(__file__).parents[2] / "app" / "settings.py").read_text()
+    for field in dataclasses.fields(Settings):
+        line = next(at for at, text in enumerate(source.splitlines()) if text.startswith(f"    {field.name}:"))
+        assert source.splitlines()[line + 1].startswith('    """'), field.name

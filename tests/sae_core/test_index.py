@@ -1,0 +1,235 @@
+"""The index against brute force: every number from the plain transformers forward and a dense encode."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sae_core import evidence
+from sae_core.config import IndexConfig
+from sae_core.errors import CorpusError, WeightsError
+from sae_core.index import build_index
+from sae_core.model import LanguageModel, load_model
+from sae_core.records import N_BANDS, RANDOM_BAND, TOP_BAND, Context, Feature, IndexRecords, PackedExample, SAEInfo
+from tests.planted import dense_encode, random_sae, save_sae, token_detectors
+from tests.tiny import TEXTS
+
+D_SAE, K, CONTEXT_SIZE = 48, 6, 32
+
+
+@dataclasses.dataclass
+class Built:
+    """An index with what it was made from, and the dense truth about it."""
+
+    info: SAEInfo
+    records: IndexRecords
+    contexts: list[Context]
+    features: list[Feature]
+    examples: list[PackedExample]
+    acts: torch.Tensor  # (n_tokens, D_SAE) dense feature_acts of every token that counts
+    where: list[tuple[int, int]]  # (context, position) of each row of acts
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for number, text in enumerate(TEXTS):
+        (folder / f"{number:02d}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llama: Path) -> LanguageModel:
+    return load_model(str(tiny_llama))
+
+
+@pytest.fixture(scope="module")
+def built(model: LanguageModel, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    folder = tmp_path_factory.mktemp("home")
+    sae = random_sae(model.info.d_model, D_SAE, K, seed=5)
+    with torch.no_grad():
+        sae.b_enc[7] = -1e6  # a dead feature
+    info = save_sae(sae, folder / "random", model, layer=1, hook="resid_post", context_size=CONTEXT_SIZE)
+    config = IndexConfig(slug="random", corpus=(str(corpus),), tokens=None, batch_contexts=5, nearest_features=3)
+    records = build_index(info, config, scratch=folder)
+    assert records is not None
+    contexts, features = list(records.contexts), list(records.features)
+    acts, where = [], []
+    for context in contexts:
+        ids = np.frombuffer(context.token_ids, dtype="<u4").astype(np.int64)
+        with torch.inference_mode():
+            hidden = model.module(torch.from_numpy(ids)[None], output_hidden_states=True).hidden_states[2][0]
+            acts.append(dense_encode(sae, hidden[1:]))  # token 0 is BOS
+        where += [(context.context_id, position) for position in range(1, len(ids))]
+    return Built(info, records, contexts, features, list(records.examples), torch.cat(acts), where)
+
+
+def test_statistics_equal_those_of_the_dense_activations(built: Built) -> None:
+    active = built.acts > 0
+    for i, feature in enumerate(built.features):
+        values = built.acts[:, i][active[:, i]]
+        assert feature.feature_index == i
+        assert feature.n_active == len(values)
+        assert feature.density == pytest.approx(len(values) / len(built.acts))
+        if len(values):
+            assert feature.max_activation == pytest.approx(float(values.max()), rel=1e-3)
+            assert feature.mean_activation == pytest.approx(float(values.mean()), rel=1e-3)
+    assert built.features[7].n_active == 0
+    assert built.features[7].max_activation == 0
+
+
+def test_metrics_of_the_whole_equal_their_formulas(built: Built) -> None:
+    metrics = built.records.info.metrics
+    assert built.records.info.corpus.n_tokens == len(built.acts)
+    assert metrics.l0 == pytest.approx(float((built.acts > 0).sum() / len(built.acts)), rel=1e-4)
+    dead = float(((built.acts > 0).sum(dim=0) == 0).float().mean())
+    assert metrics.dead_share == pytest.approx(dead)
+    assert dead > 0
+    dense = float(((built.acts > 0).float().mean(dim=0) > metrics.dense_threshold).float().mean())
+    assert metrics.dense_share == pytest.approx(dense)
+    assert metrics.fvu > 0
+    assert metrics.ce_recovered is None or metrics.ce_recovered < 1
+
+
+def test_top_examples_are_the_contexts_with_the_largest_peaks(built: Built) -> None:
+    for i in range(D_SAE):
+        peaks: dict[int, float] = {}
+        for (context, _), value in zip(built.where, built.acts[:, i].tolist(), strict=True):
+            if value > 0:
+                peaks[context] = max(value, peaks.get(context, 0.0))
+        expected = sorted(peaks.values(), reverse=True)[:20]
+        top = [e for e in built.examples if e.feature_index == i and e.band == TOP_BAND]
+        assert [e.rank for e in top] == list(range(len(expected)))
+        assert [e.activation for e in top] == pytest.approx(expected, rel=1e-3)
+        assert len({e.context_id for e in top}) == len(top)
+
+
+def test_every_examples_activations_equal_the_plain_forward_and_dense_encode(built: Built) -> None:
+    truth = {place: row for row, place in enumerate(built.where)}
+    for example in built.examples:
+        positions = np.frombuffer(example.positions, dtype="<u2")
+        values = np.frombuffer(example.values, dtype="<f2").astype(np.float32)
+        expected = {
+            position: float(built.acts[row, example.feature_index])
+            for (context, position), row in truth.items()
+            if context == example.context_id and built.acts[row, example.feature_index] > 0
+        }
+        assert positions.tolist() == sorted(expected)
+        assert values == pytest.approx([expected[p] for p in positions.tolist()], rel=1e-3)
+        assert example.activation == pytest.approx(expected[example.position], rel=1e-3)
+
+
+def test_band_samples_lie_in_their_bands_and_shares_are_exact(built: Built) -> None:
+    for i, feature in enumerate(built.features):
+        values = built.acts[:, i][built.acts[:, i] > 0]
+        bands = (values / feature.max_activation * N_BANDS).ceil().clamp(1, N_BANDS) if len(values) else values
+        for band in range(1, N_BANDS + 1):
+            count = int((bands == band).sum())
+            assert feature.band_shares[band - 1] * max(len(values), 1) == pytest.approx(count, abs=1.01)
+            sample = [e for e in built.examples if e.feature_index == i and e.band == band]
+            assert abs(len(sample) - min(5, count)) <= 1  # a value on the edge may fall either way in float32
+            for example in sample:
+                share = example.activation / feature.max_activation
+                assert (band - 1) / N_BANDS - 1e-3 < share <= band / N_BANDS + 1e-3
+        if len(values):
+            assert sum(feature.histogram.counts) == len(values)
+            reference, _ = np.histogram(values.numpy(), bins=np.array(feature.histogram.edges))
+            assert np.abs(np.array(feature.histogram.counts) - reference).sum() <= 4  # edges in float32
+        else:
+            assert feature.histogram.counts == ()
+
+
+def test_random_firings_are_firings_and_as_many_as_there_are_up_to_ten(built: Built) -> None:
+    for i, feature in enumerate(built.features):
+        sample = [e for e in built.examples if e.feature_index == i and e.band == RANDOM_BAND]
+        assert len(sample) == min(10, feature.n_active)
+        assert len({(e.context_id, e.position) for e in sample}) == len(sample)
+
+
+def test_contexts_are_stored_once_and_cover_the_corpus(built: Built) -> None:
+    assert [c.context_id for c in built.contexts] == list(range(len(built.contexts)))
+    assert built.records.info.corpus.n_contexts == len(built.contexts)
+    assert {Path(c.source).suffix for c in built.contexts} == {".txt"}
+    assert max(len(c.token_ids) // 4 for c in built.contexts) <= CONTEXT_SIZE
+
+
+def test_planted_features_are_found_on_the_tokens_they_were_planted_on(
+    model: LanguageModel, corpus: Path, tmp_path: Path
+) -> None:
+    stream = [i for text in TEXTS for i in model.tokenizer.encode(text, add_special_tokens=False)]
+    frequent = [i for i, _ in sorted({i: stream.count(i) for i in set(stream)}.items(), key=lambda kv: -kv[1])][:12]
+    sae = token_detectors(model, frequent)
+    info = save_sae(sae, tmp_path / "planted", model, layer=0, hook="resid_pre", context_size=CONTEXT_SIZE)
+    records = build_index(info, IndexConfig(slug="planted", corpus=(str(corpus),), tokens=None), scratch=tmp_path)
+    assert records is not None
+    contexts, features = list(records.contexts), list(records.features)
+    ids_of = {c.context_id: np.frombuffer(c.token_ids, dtype="<u4") for c in contexts}
+    everything = np.concatenate([ids[1:] for ids in ids_of.values()])
+    examples = list(records.examples)
+    for feature, token_id in zip(features, frequent, strict=True):
+        assert feature.n_active == int((everything == token_id).sum()) > 0
+        mine = [e for e in examples if e.feature_index == feature.feature_index]
+        assert mine
+        assert all(ids_of[e.context_id][e.position] == token_id for e in mine)
+
+
+def test_special_tokens_never_count(built: Built) -> None:
+    assert all(e.position > 0 for e in built.examples)
+    assert all(0 not in np.frombuffer(e.positions, dtype="<u2") for e in built.examples)
+
+
+def test_two_builds_give_the_same_records(built: Built, corpus: Path, tmp_path: Path) -> None:
+    config = IndexConfig(slug="random", corpus=(str(corpus),), tokens=None, batch_contexts=5, nearest_features=3)
+    again = build_index(built.info, config, scratch=tmp_path)
+    assert again is not None
+    assert list(again.contexts) == built.contexts
+    assert list(again.features) == built.features
+    assert list(again.examples) == built.examples
+    assert again.info.corpus == built.records.info.corpus
+
+
+def test_reading_the_code_in_small_blocks_changes_nothing(
+    built: Built, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence, "_BLOCK_ENTRIES", 300)
+    config = IndexConfig(slug="random", corpus=(str(corpus),), tokens=None, batch_contexts=5, nearest_features=3)
+    again = build_index(built.info, config, scratch=tmp_path)
+    assert again is not None
+    list(again.contexts)
+    for mine, theirs in zip(again.features, built.features, strict=True):
+        assert (mine.histogram, mine.band_shares) == (theirs.histogram, theirs.band_shares)
+    top = [e for e in again.examples if e.band == TOP_BAND]
+    assert top == [e for e in built.examples if e.band == TOP_BAND]
+
+
+def test_it_reads_no_more_tokens_than_asked(built: Built, corpus: Path, tmp_path: Path) -> None:
+    records = build_index(built.info, IndexConfig(slug="random", corpus=(str(corpus),), tokens=200), scratch=tmp_path)
+    assert records is not None
+    assert 200 <= records.info.corpus.n_tokens < 200 + CONTEXT_SIZE
+
+
+def test_promoted_tokens_and_nearest_features_follow_from_the_weights(built: Built, model: LanguageModel) -> None:
+    from sae_core.sae import load_sae
+
+    W_dec = load_sae(Path(built.info.weights_path)).W_dec
+    unembedding = model.unembedding()
+    assert unembedding is not None
+    for i in (0, 11, D_SAE - 1):
+        logits = W_dec[i] @ unembedding
+        feature = built.features[i]
+        assert [t.token_id for t in feature.promoted_tokens] == logits.argsort(descending=True)[:10].tolist()
+        assert [t.token_id for t in feature.suppressed_tokens] == logits.argsort()[:10].tolist()
+        cosine = torch.nn.functional.cosine_similarity(W_dec[i][None], W_dec)
+        cosine[i] = -2
+        assert [n.feature_index for n in feature.nearest] == cosine.argsort(descending=True)[:3].tolist()
+
+
+def test_an_empty_corpus_and_lost_weights_are_said(built: Built, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(CorpusError, match="no text"):
+        build_index(built.info, IndexConfig(slug="random", corpus=(str(tmp_path / "empty.txt"),)), scratch=tmp_path)
+    lost = dataclasses.replace(built.info, weights_path=str(tmp_path / "gone"))
+    with pytest.raises(WeightsError, match="no SAE weights"):
+        build_index(lost, IndexConfig(slug="random", corpus=("python-docs",), tokens=100), scratch=tmp_path)

@@ -1,0 +1,701 @@
+"""The store on both databases: what is written comes back, whole or not at all, and lists page in order."""
+
+import math
+import sqlite3
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from sae_core import store_engine, store_pages, store_writes
+from sae_core.errors import DiskFullError, InputError, NewerDatabaseError, NotFoundError, StoreError
+from sae_core.records import TOP_BAND, Feature, FeatureRow, IndexRecords, Vocabulary
+from sae_core.schema import (
+    REVISION,
+    contexts,
+    corpora,
+    examples,
+    feature_texts,
+    features,
+    indexes,
+    labels,
+    metadata,
+    models,
+)
+from sae_core.store import Store
+from sae_core.store_rows import search_key
+from sae_core.tokens_text import display_strings
+from tests.factories import (
+    N_FEATURES,
+    NOW,
+    make_label,
+    make_labels,
+    make_model,
+    make_records,
+    make_sae,
+    make_store,
+    make_vocabulary,
+    token_ids,
+)
+
+REPOSITORY = Path(__file__).parents[2]
+SORTS: list[store_pages.Sort] = ["density", "-density", "max", "-max", "index", "-index"]
+
+
+def count(store: Store, table: sa.Table) -> int:
+    with store._database.reading() as connection:
+        return int(connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one())
+
+
+def walk(store: Store, *, limit: int = 37, **arguments: Any) -> list[FeatureRow]:
+    found: list[FeatureRow] = []
+    after = None
+    while True:
+        page = store.features("demo", after=after, limit=limit, **arguments)
+        found.extend(page.items)
+        assert len(page.items) == limit or page.next is None
+        if page.next is None:
+            return found
+        after = page.next
+
+
+def everything(store: Store) -> object:
+    return store.saes(), walk(store, alive=False), [store.feature("demo", number) for number in range(20)]
+
+
+# Opening
+
+
+def test_migrated_tables_are_the_schema(database_url: str, store: Store) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    with store._database.reading() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+        assert context.get_current_revision() == REVISION
+
+
+def test_migrated_sqlite_has_the_very_same_statements(tmp_path: Path) -> None:
+    def statements(url: str) -> set[str]:
+        with sa.create_engine(url).connect() as connection:
+            rows = connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")
+            return {" ".join(row[0].split()) for row in rows if "alembic" not in row[0]}
+
+    Store.open(f"sqlite:///{tmp_path}/migrated.db").close()
+    metadata.create_all(sa.create_engine(f"sqlite:///{tmp_path}/created.db"))
+    assert statements(f"sqlite:///{tmp_path}/migrated.db") == statements(f"sqlite:///{tmp_path}/created.db")
+
+
+def test_opening_again_keeps_what_is_there(database_url: str) -> None:
+    make_store(database_url).close()
+    store = Store.open(database_url)
+    assert [summary.sae.slug for summary in store.saes()] == ["unindexed", "demo"]
+    store.ping()
+    store.close()
+
+
+def test_opening_a_current_database_loads_neither_alembic_nor_torch_nor_numpy(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/saescope.db"
+    Store.open(url).close()
+    code = (
+        "import sys; from sae_core.store import Store; Store.open(sys.argv[1]).ping();"
+        "print([name for name in ('alembic', 'torch', 'transformers', 'numpy', 'app') if name in sys.modules])"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code, url], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.strip() == "[]"
+
+
+def test_processes_opening_a_fresh_database_at_once(database_url: str) -> None:
+    code = "import sys; from sae_core.store import Store; Store.open(sys.argv[1]).ping()"
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", code, database_url]
+    running = [subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate()[1] for process in running] == ["", "", ""]
+    assert [process.returncode for process in running] == [0, 0, 0]
+    store = Store.open(database_url)
+    assert store.saes() == []
+    store.close()
+
+
+def test_newer_database(database_url: str) -> None:
+    Store.open(database_url).close()
+    engine = sa.create_engine(database_url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    engine.dispose()
+    with pytest.raises(NewerDatabaseError, match=r"later version of saescope \(9999\); upgrade"):
+        Store.open(database_url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "saescope.db",
+        "",
+        "mysql://ana:s3cret@host/db",
+        "postgresql://ana:s3cret@host:port/db",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "sqlite://relative.db",
+        "sqlite:////no/such/folder/saescope.db",
+        "postgresql://ana:s3cret@127.0.0.1:1/db",
+        "postgres://ana:s3cret@127.0.0.1:1/db",
+        "postgresql://ana@127.0.0.1:1/db?password=s3cret",
+        "postgresql://ana@127.0.0.1:1/db?no_such_option=s3cret",
+    ],
+)
+def test_bad_urls_say_what_to_do_and_no_secret(url: str) -> None:
+    with pytest.raises(StoreError) as caught:
+        Store.open(url)
+    assert "s3cret" not in str(caught.value)
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+    assert any(verb in str(caught.value) for verb in ("write", "name", "check", "create"))
+
+
+@pytest.mark.parametrize("content", [b"Once upon a time there was a text, not a database. " * 99, b"\0" * 5000])
+def test_a_file_that_is_no_database(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "novel.db").write_bytes(content)
+    with pytest.raises(StoreError, match="not an SQLite database; name another file"):
+        Store.open(f"sqlite:///{tmp_path}/novel.db")
+    assert (tmp_path / "novel.db").read_bytes() == content
+
+
+def test_another_process_writes_for_too_long(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_engine, "LOCK_SECONDS", 0.2)
+    one, other = Store.open(database_url), Store.open(database_url)
+    one.add_sae(make_sae(), make_vocabulary())
+    with one._database.writing(), pytest.raises(StoreError, match="in use by another process; try again"):
+        other.add_labels("demo", make_labels())
+    other.add_labels("demo", make_labels())
+    one.close(), other.close()
+
+
+def test_a_server_gone_away_is_a_store_error(database_url: str) -> None:
+    store = Store.open(database_url)
+    store._database._engine.dispose()
+    store._database._engine = sa.create_engine("postgresql+psycopg://ana:s3cret@127.0.0.1:1/db")
+    with pytest.raises(StoreError, match="check"):
+        store.ping()
+
+
+# SAEs
+
+
+def test_sae_round_trip(store: Store) -> None:
+    sae = make_sae(k=None, created_at=NOW.astimezone(timezone(timedelta(hours=5, minutes=30))))
+    store.add_sae(sae, make_vocabulary())
+    summary = store.sae("demo")
+    assert summary.sae == sae and summary.indexes == ()
+    assert summary.sae.created_at.tzinfo is not None and summary.sae.created_at.utcoffset() == timedelta(0)
+    assert store.saes() == [summary]
+    assert store.vocabulary("demo") == make_vocabulary()
+
+
+def test_the_same_sae_again_keeps_its_index_and_labels(store: Store) -> None:
+    store.add_sae(make_sae(config={"sizes": (1, 2), "path": Path("a")}), make_vocabulary())
+    store.add_index(make_records(n_features=20))
+    store.add_labels("demo", make_labels())
+    store.add_sae(make_sae(config={"sizes": (1, 2), "path": Path("a")}, weights_path="/moved"), make_vocabulary())
+    assert store.sae("demo").sae.weights_path == "/moved"
+    assert len(store.sae("demo").indexes) == 1
+    assert store.labels("demo", [0]).keys() == {0}
+
+
+def test_a_retrained_sae_replaces_the_old_one_and_all_that_was_its(store: Store) -> None:
+    store.add_sae(make_sae(), make_vocabulary())
+    store.add_sae(make_sae("other"), make_vocabulary())
+    for slug in ("demo", "other"):
+        store.add_index(make_records(slug, n_features=20))
+        store.add_labels(slug, make_labels())
+    later = make_sae(created_at=NOW + timedelta(days=1), model=make_model(revision="r2"))
+    store.add_sae(later, make_vocabulary())
+    assert store.sae("demo").sae == later and store.sae("demo").indexes == ()
+    assert store.labels("demo", range(20)) == {}
+    assert len(store.sae("other").indexes) == 1 and len(store.labels("other", range(20))) == 3
+    assert count(store, features) == 20 and count(store, feature_texts) == 20
+    assert count(store, models) == 2
+    store.delete_sae("other")
+    for table in (indexes, features, feature_texts, examples, labels, corpora, contexts):
+        assert count(store, table) == 0, table.name
+    assert count(store, models) == 1
+    with pytest.raises(NotFoundError, match='no SAE "other"'):
+        store.delete_sae("other")
+
+
+def test_a_changed_vocabulary_is_not_hidden_by_the_cache(store: Store) -> None:
+    store.add_sae(make_sae(), make_vocabulary())
+    assert store.vocabulary("demo") == make_vocabulary()
+    other = Vocabulary(tokens=(b"", b"\0\xff", b"x" * 70_000), special_ids=frozenset())
+    second = Store.open(store._database.url.render_as_string(hide_password=False))
+    second.add_sae(make_sae(), other)
+    second.close()
+    assert store.vocabulary("demo") == other
+
+
+# Indexes
+
+
+def test_index_round_trip(store: Store) -> None:
+    store.add_sae(make_sae(), make_vocabulary())
+    records = make_records(n_features=40)
+    index_id = store.add_index(records)
+    assert store.index("demo") == replace(records.info, index_id=index_id)
+    assert store.index("demo", corpus="stories") == store.index("demo")
+    assert store.sae("demo").indexes == (store.index("demo"),)
+    by_id = {context.context_id: context for context in records.contexts}
+    vocabulary = make_vocabulary()
+    for feature in records.features:
+        detail = store.feature("demo", feature.feature_index)
+        assert_same_feature(detail.feature, feature)
+        written = [example for example in records.examples if example.feature_index == feature.feature_index]
+        assert [(e.band, e.rank) for e in detail.examples] == sorted((e.band, e.rank) for e in written)
+        for example, packed in zip(detail.examples, sorted(written, key=lambda e: (e.band, e.rank)), strict=True):
+            context = by_id[packed.context_id]
+            ids = struct.unpack(f"<{len(context.token_ids) // 4}I", context.token_ids)
+            assert example.token_ids == ids and example.source == context.source
+            assert (example.position, example.activation) == (packed.position, packed.activation)
+            data = b"".join(vocabulary.tokens[number] for number in ids)
+            assert "".join(example.tokens).replace("\ufffd", "") == data.decode("utf-8", errors="ignore")
+            assert len(example.tokens) == len(example.activations) == len(ids)
+            expected = [0.0] * len(ids)
+            positions = struct.unpack(f"<{len(packed.positions) // 2}H", packed.positions)
+            for position, value in zip(positions, struct.unpack(f"<{len(positions)}e", packed.values), strict=True):
+                expected[position] = value
+            assert list(example.activations) == expected
+
+
+def assert_same_feature(found: Feature, written: Feature) -> None:
+    assert found.histogram.counts == written.histogram.counts
+    assert found.histogram.edges == pytest.approx(written.histogram.edges)
+    assert found == replace(written, histogram=found.histogram)
+
+
+def test_not_a_number_is_kept(store: Store) -> None:
+    records = make_records(n_features=2)
+    odd = [replace(feature, encoder_decoder_cosine=math.nan) for feature in records.features]
+    info = replace(records.info, metrics=replace(records.info.metrics, fvu=math.nan, ce_recovered=None))
+    store.add_sae(make_sae(), make_vocabulary())
+    store.add_index(replace(records, features=odd, info=info))
+    assert math.isnan(store.feature("demo", 0).feature.encoder_decoder_cosine)
+    assert math.isnan(store.index("demo").metrics.fvu) and store.index("demo").metrics.ce_recovered is None
+
+
+def test_text_that_databases_choke_on(store: Store) -> None:
+    records = make_records(n_features=2)
+    sources = ["a\0b", "\udcff.txt", "中 '\"; DROP TABLE saes --"]
+    odd = [replace(context, source=source) for context, source in zip(records.contexts, sources, strict=False)]
+    example = next(iter(records.examples))
+    some = [replace(example, rank=rank, context_id=rank) for rank in range(3)]
+    nul = token_ids("\0")[0]
+    promoted = tuple(
+        replace(token, token_id=number)
+        for token in next(iter(records.features)).promoted_tokens
+        for number in [nul, 99_999]
+    )
+    first = replace(next(iter(records.features)), promoted_tokens=promoted)
+    store.add_sae(make_sae(), make_vocabulary())
+    store.add_index(replace(records, contexts=odd, features=[first], examples=some))
+    detail = store.feature("demo", 0)
+    assert [e.source for e in detail.examples] == ["a\ufffdb", "?.txt", "中 '\"; DROP TABLE saes --"]
+    assert {token.token for token in detail.feature.promoted_tokens} == {"\0", "[99999]"}
+    store.add_labels("demo", {0: make_label("nul \0 and \ud800")})
+    assert store.labels("demo", [0])[0].text == "nul \ufffd and ?"
+    assert len(store.features("demo", q="\0").items) == 1
+    with pytest.raises(NotFoundError):
+        store.sae("demo\0")
+    for number in (-1, 2**31, 2**63, 10**30):
+        with pytest.raises(NotFoundError, match=f"no feature {number};"):
+            store.feature("demo", number)
+        assert store.feature_stats("demo", [number]) == {}
+
+
+def test_a_feature_that_begins_or_ends_a_context_with_half_a_character(store: Store) -> None:
+    ids = token_ids("中😀 wife")
+    assert len(ids) == 5  # two, two and one
+    records = make_records(n_features=1)
+    context = replace(next(iter(records.contexts)), token_ids=struct.pack("<5I", *ids[1:], ids[0]))
+    example = replace(
+        next(iter(records.examples)),
+        context_id=0,
+        position=2,
+        positions=struct.pack("<H", 2),
+        values=struct.pack("<e", 3),
+    )
+    store.add_sae(make_sae(), make_vocabulary())
+    store.add_index(replace(records, contexts=[context], examples=[example]))
+    (shown,) = store.feature("demo", 0).examples
+    assert shown.tokens == ("\ufffd", "😀", "", " wife", "\ufffd")
+    assert shown.activations == (0.0, 0.0, 3.0, 0.0, 0.0)
+    assert len(store.features("demo", q="😀").items) == 1  # although the peak is the emoji's second token
+
+
+def test_reindexing_replaces_only_the_same_sae_on_the_same_corpus_name(store: Store) -> None:
+    for slug in ("demo", "other"):
+        store.add_sae(make_sae(slug), make_vocabulary())
+        store.add_index(make_records(slug, n_features=20))
+    store.add_index(make_records(corpus="poems", n_features=20, n_contexts=10))
+    assert count(store, corpora) == 2 and count(store, contexts) == 70  # "stories" stored once for two SAEs
+    before = store.index("demo", corpus="stories")
+    new_id = store.add_index(make_records(n_features=30, seed=5, created_at=NOW + timedelta(hours=1)))
+    assert new_id != before.index_id
+    assert [(i.corpus.name, i.seed) for i in store.sae("demo").indexes] == [("stories", 5), ("poems", 0)]
+    assert count(store, features) == 30 + 20 + 20 and count(store, contexts) == 70
+    assert len(store.feature_points("other")) == 20
+    # Other text under the same name: both remain while "other" was indexed on the old text.
+    store.add_index(make_records(n_features=30, n_contexts=50))
+    assert count(store, corpora) == 3 and count(store, contexts) == 120
+    assert (
+        store.index("other").corpus.n_contexts == 60 and store.index("demo", corpus="stories").corpus.n_contexts == 50
+    )
+    store.add_index(make_records("other", n_features=30, n_contexts=50))
+    assert count(store, corpora) == 2 and count(store, contexts) == 60
+
+
+def test_an_index_that_brings_more_contexts_of_a_shared_corpus(store: Store) -> None:
+    for slug, chosen in (("demo", slice(0, 40)), ("other", slice(20, 60))):
+        records = make_records(slug, n_features=5)
+        some = list(records.contexts)[chosen]
+        ids = {context.context_id for context in some}
+        store.add_sae(make_sae(slug), make_vocabulary())
+        store.add_index(
+            replace(records, contexts=iter(some), examples=[e for e in records.examples if e.context_id in ids])
+        )
+    assert count(store, contexts) == 60
+
+
+def failing_after(items: Any, n: int) -> Iterator[Any]:
+    for number, item in enumerate(items):
+        if number == n:
+            raise RuntimeError("the index stopped")
+        yield item
+
+
+@pytest.mark.parametrize("part", ["contexts", "features", "examples"])
+def test_an_index_that_fails_half_way_changes_nothing(store: Store, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_writes, "CHUNK_ROWS", 10)
+    store.add_sae(make_sae(), make_vocabulary())
+    store.add_index(make_records(n_features=30))
+    before = everything(store)
+    new = make_records(n_features=30, seed=1, n_contexts=70)
+    with pytest.raises(RuntimeError, match="the index stopped"):
+        store.add_index(replace(new, **{part: failing_after(getattr(new, part), 25)}))
+    assert everything(store) == before
+    assert count(store, corpora) == 1 and count(store, contexts) == 60
+    store.add_index(new)
+    assert everything(store) != before
+
+
+def test_readers_never_see_half_an_index(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_writes, "CHUNK_ROWS", 50)
+    writer, reader = Store.open(database_url), Store.open(database_url)
+    writer.add_sae(make_sae(), make_vocabulary())
+    writer.add_index(make_records(n_features=30))
+    before = everything(reader)
+    seen: list[bool] = []
+
+    def watched(items: Any) -> Iterator[Any]:
+        for number, item in enumerate(items):
+            if number % 200 == 199:
+                seen.append(everything(reader) == before)
+            yield item
+
+    new = make_records(n_features=30, seed=1)
+    writer.add_index(replace(new, examples=watched(new.examples)))
+    assert seen and all(seen)
+    assert everything(reader) == everything(writer) != before
+    writer.close(), reader.close()
+
+
+def test_a_full_disk(database_url: str) -> None:
+    store = Store.open(database_url)
+    store.add_sae(make_sae(), make_vocabulary())
+    store.add_index(make_records(n_features=30))
+    before = everything(store)
+    fill_disk(store)
+    with pytest.raises(DiskFullError, match="is full and nothing was changed; free some space"):
+        store.add_index(make_records(n_features=300, seed=1))
+    assert everything(store) == before
+    store.close()
+    again = Store.open(database_url)
+    assert everything(again) == before
+    again.close()
+
+
+def fill_disk(store: Store) -> None:
+    engine = store._database._engine
+    if store._database.is_sqlite:
+        engine.dispose()
+
+        @sa.event.listens_for(engine, "connect")
+        def limit(raw: sqlite3.Connection, _record: object) -> None:
+            (pages,) = raw.execute("PRAGMA page_count").fetchone()
+            raw.execute(f"PRAGMA max_page_count = {pages + 20}")
+
+        return
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE FUNCTION disk_full() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END $$"
+        )
+        connection.exec_driver_sql(
+            "CREATE TRIGGER full_disk BEFORE INSERT ON examples FOR EACH ROW WHEN (NEW.feature_index > 20)"
+            " EXECUTE FUNCTION disk_full()"
+        )
+
+
+# Reading
+
+
+def test_unknown_names_say_what_to_do(demo_store: Store) -> None:
+    calls: list[Callable[..., object]] = [
+        demo_store.index,
+        demo_store.features,
+        demo_store.feature_points,
+        demo_store.random_feature,
+        lambda slug, **corpus: demo_store.feature(slug, 0, **corpus),
+        lambda slug, **corpus: demo_store.feature_stats(slug, [0], **corpus),
+    ]
+    for call in calls:
+        with pytest.raises(NotFoundError, match='no SAE "nope"'):
+            call("nope")
+        with pytest.raises(NotFoundError, match="run `saescope index unindexed --corpus …`"):
+            call("unindexed")
+        with pytest.raises(NotFoundError, match='indexed on "poems", "stories", not on "news"'):
+            call("demo", corpus="news")
+    for call in (demo_store.sae, demo_store.vocabulary, lambda slug: demo_store.labels(slug, [])):
+        with pytest.raises(NotFoundError, match='no SAE "nope"'):
+            call("nope")
+
+
+def test_the_newest_index_is_the_one_meant(demo_store: Store) -> None:
+    assert demo_store.index("demo").corpus.name == "poems"
+    assert [index.corpus.name for index in demo_store.sae("demo").indexes] == ["poems", "stories"]
+    first = {name: demo_store.feature("demo", 0, corpus=name).examples[0].source for name in ("poems", "stories")}
+    assert first["poems"].startswith("poems.txt") and first["stories"].startswith("stories.txt")
+    assert demo_store.feature("demo", 0).examples[0].source == first["poems"]
+
+
+def test_neighbours_skip_dead_features(demo_store: Store) -> None:
+    assert (demo_store.feature("demo", 2).previous, demo_store.feature("demo", 2).following) == (1, 4)
+    assert (demo_store.feature("demo", 4).previous, demo_store.feature("demo", 4).following) == (2, 5)
+    dead = demo_store.feature("demo", 3)
+    assert (dead.previous, dead.following, dead.examples) == (2, 4, ())
+    assert demo_store.feature("demo", 0).previous is None
+    assert demo_store.feature("demo", N_FEATURES - 1).following is None
+
+
+@pytest.mark.parametrize("sort", SORTS)
+@pytest.mark.parametrize("alive", [True, False])
+def test_pages_walk_every_feature_once_in_order(demo_store: Store, sort: store_pages.Sort, alive: bool) -> None:
+    written = [f for f in make_records("demo", corpus="stories").features if f.density > 0 or not alive]
+    keys: dict[str, Callable[[Feature], tuple[float, ...]]] = {
+        "density": lambda feature: (feature.density, feature.feature_index),
+        "max": lambda feature: (feature.max_activation, feature.feature_index),
+        "index": lambda feature: (feature.feature_index,),
+    }
+    expected = sorted(written, key=keys[sort.lstrip("-")], reverse=sort.startswith("-"))
+    assert len({f.density for f in written}) < len(written) / 2  # ties
+    found = walk(demo_store, corpus="stories", sort=sort, alive=alive)
+    assert [row.feature.feature_index for row in found] == [feature.feature_index for feature in expected]
+
+
+def test_a_listed_feature_is_the_feature_with_its_two_top_examples(demo_store: Store) -> None:
+    for row in walk(demo_store, alive=False)[:40]:
+        detail = demo_store.feature("demo", row.feature.feature_index)
+        assert row.feature == detail.feature
+        assert row.examples == tuple(example for example in detail.examples if example.band == TOP_BAND)[:2]
+
+
+def test_density_filters(demo_store: Store) -> None:
+    everyone = [row.feature for row in walk(demo_store)]
+    low, high = everyone[200].density, everyone[50].density
+    for sort in SORTS:
+        found = {row.feature.feature_index for row in walk(demo_store, sort=sort, min_density=low, max_density=high)}
+        assert found == {feature.feature_index for feature in everyone if low <= feature.density <= high}
+
+
+SEARCHES = ["wife", "WIFE", " wife ", "strasse", "中", "😀", "語", "100%", "%", "a_b", "_", "<tag>", "é"]
+FRUITLESS = ["\\", "/", "nothing here"]
+
+
+def test_search_finds_promoted_tokens_and_peaks(demo_store: Store) -> None:
+    records, tokens = make_records(corpus="stories"), make_vocabulary().tokens
+    searched = {
+        feature.feature_index: [token.token for token in feature.promoted_tokens]
+        for feature in records.features
+        if feature.density > 0
+    }
+    for number, label in make_labels().items():
+        searched[number].append(label.text)
+    shown = {
+        context.context_id: display_strings(
+            [tokens[number] for (number,) in struct.iter_unpack("<I", context.token_ids)]
+        )
+        for context in records.contexts
+    }
+    for example in (example for example in records.examples if example.band == TOP_BAND):
+        up_to_peak = shown[example.context_id][: example.position + 1]
+        searched[example.feature_index].append(next(text for text in reversed(up_to_peak) if text))
+    for q in SEARCHES + FRUITLESS:
+        key = search_key(q.strip())
+        expected = [number for number, texts in searched.items() if any(key in search_key(text) for text in texts)]
+        assert bool(expected) == (q in SEARCHES) and len(expected) < N_FEATURES / 2
+        found = walk(demo_store, q=q, sort="index", corpus="stories", limit=7)
+        assert [row.feature.feature_index for row in found] == expected
+        found = walk(demo_store, q=q, sort="-max", corpus="stories", limit=100)
+        assert sorted(row.feature.feature_index for row in found) == expected
+
+
+def test_search_finds_labels_and_numbers(demo_store: Store) -> None:
+    assert [row.feature.feature_index for row in walk(demo_store, q="SPOUSE")] == [0]
+    assert 1 in [row.feature.feature_index for row in walk(demo_store, q="海")]
+    assert [row.feature.feature_index for row in walk(demo_store, q=" 123 ")] == [123]  # a dead one
+    assert [row.feature.feature_index for row in walk(demo_store, q="42", max_density=0)] == [42]
+    by_text = walk(demo_store, q="2020")  # no feature has that number
+    assert by_text and all("2020" not in str(row.feature.feature_index) for row in by_text)
+    assert walk(demo_store, q="9" * 30) == []
+    assert len(walk(demo_store, q="  ")) == len(walk(demo_store))
+
+
+@pytest.mark.parametrize("sort", SORTS)
+@pytest.mark.parametrize("cursor", [True, False])
+def test_a_page_is_one_range_of_an_index(demo_store: Store, sort: store_pages.Sort, cursor: bool) -> None:
+    after = demo_store.features("demo", sort=sort, limit=20).next if cursor else None
+    index = demo_store.index("demo")
+    assert index.index_id is not None
+    statement = store_pages.page_statement(
+        index_id=index.index_id,
+        sae_id=1,
+        sort=sort,
+        q=None,
+        min_density=0.001,
+        max_density=0.9,
+        alive=True,
+        after=after,
+        limit=50,
+    )
+    with demo_store._database.reading() as connection:
+        sql = str(statement.compile(connection.engine, compile_kwargs={"literal_binds": True})).replace("%", "%%")
+        if demo_store._database.is_sqlite:
+            plan = [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}")]
+            assert len(plan) == 1 and plan[0].startswith("SEARCH features USING INDEX")
+        else:  # so few rows that PostgreSQL would rather sort them: ask whether it can do without
+            connection.exec_driver_sql("SET LOCAL enable_sort = off")
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            plan = [row[0] for row in connection.exec_driver_sql(f"EXPLAIN {sql}")]
+            assert "Index Scan" in plan[1] and not any("Sort" in line for line in plan)
+
+
+@pytest.mark.parametrize(
+    "cursor", ["", "x", "!!!", "é", "W10", "WyItZGVuc2l0eSIsbnVsbCwwXQ", "\0", "A" * 100_000, "W1tb" * 9999]
+)
+def test_malformed_cursors(demo_store: Store, cursor: str) -> None:
+    with pytest.raises(InputError, match="start at the first page"):
+        demo_store.features("demo", after=cursor)
+
+
+def test_a_cursor_belongs_to_its_order(demo_store: Store) -> None:
+    cursor = demo_store.features("demo", sort="-density", limit=10).next
+    assert cursor is not None and cursor.replace("-", "").replace("_", "").isalnum()
+    with pytest.raises(InputError, match="of another order; start at the first page"):
+        demo_store.features("demo", sort="density", after=cursor)
+
+
+def test_bad_arguments(demo_store: Store) -> None:
+    for arguments in ({"limit": 0}, {"limit": 1001}, {"sort": "name"}, {"min_density": math.nan}, {"q": "x" * 201}):
+        with pytest.raises(InputError):
+            demo_store.features("demo", **arguments)  # type: ignore[arg-type]
+
+
+def test_feature_points(demo_store: Store) -> None:
+    written = make_records(corpus="poems", n_contexts=40, seed=1).features
+    points = demo_store.feature_points("demo")
+    assert [(p.feature_index, p.density, p.max_activation) for p in points] == [
+        (f.feature_index, f.density, f.max_activation) for f in written
+    ]
+
+
+def test_random_feature_is_any_alive_one(store: Store) -> None:
+    store.add_sae(make_sae(), make_vocabulary())
+    store.add_index(make_records(n_features=6))
+    found = [store.random_feature("demo") for _ in range(150)]
+    assert set(found) == {0, 1, 2, 4, 5}
+    assert min(found.count(number) for number in set(found)) > 10
+    records = make_records(n_features=6)
+    store.add_index(replace(records, features=[f for f in records.features if f.density == 0], examples=[]))
+    with pytest.raises(NotFoundError, match="index it on another"):
+        store.random_feature("demo")
+
+
+def test_feature_stats(demo_store: Store) -> None:
+    stats = demo_store.feature_stats("demo", {5, 3, 10**12, N_FEATURES, 0}, corpus="stories")
+    assert sorted(stats) == [0, 3, 5]
+    for number, feature in stats.items():
+        assert feature == demo_store.feature("demo", number, corpus="stories").feature
+    assert len(demo_store.feature_stats("demo", range(5000))) == N_FEATURES
+
+
+# Labels
+
+
+def test_labels_round_trip(demo_store: Store) -> None:
+    assert demo_store.labels("demo", range(N_FEATURES)) == make_labels()
+    assert demo_store.labels("demo", [1, 7]) == {1: make_labels()[1]}
+    assert demo_store.labels("unindexed", [1]) == {}
+    detail = demo_store.feature("demo", 0)
+    assert detail.feature.label == make_labels()[0]
+    assert [near.label for near in detail.feature.nearest] == [make_labels()[1].text, make_labels()[2].text, None]
+
+
+def test_a_persons_label_wins_and_outlives_automatic_ones(store: Store) -> None:
+    store.add_sae(make_sae(), make_vocabulary())
+    store.add_labels("demo", {1: make_label("mine")})
+    store.add_labels("demo", {n: make_label("guess", kind="automatic", author="describer", score=0.5) for n in (1, 2)})
+    assert {number: label.text for number, label in store.labels("demo", [1, 2]).items()} == {1: "mine", 2: "guess"}
+    store.add_labels("demo", {1: make_label("mine, better", author="ben"), 2: make_label("corrected")})
+    found = store.labels("demo", [1, 2])
+    assert found == {1: make_label("mine, better", author="ben"), 2: make_label("corrected")}
+
+
+def test_labels_are_checked_and_all_or_none(store: Store) -> None:
+    store.add_sae(make_sae(), make_vocabulary())
+    for wrong in ({1: make_label("  ")}, {1: make_label(kind="expert")}):
+        with pytest.raises(InputError):
+            store.add_labels("demo", {0: make_label()} | wrong)
+    for number in (-1, N_FEATURES):
+        with pytest.raises(NotFoundError, match="this SAE's features are 0 to 299"):
+            store.add_labels("demo", {0: make_label(), number: make_label()})
+    with pytest.raises(NotFoundError, match='no SAE "nope"'):
+        store.add_labels("nope", {0: make_label()})
+    assert store.labels("demo", range(N_FEATURES)) == {}
+
+
+def test_an_index_of_an_unknown_sae(store: Store) -> None:
+    records: IndexRecords = make_records("nope", n_features=5)
+    with pytest.raises(NotFoundError, match='no SAE "nope"'):
+        store.add_index(records)
+
+
+def test_many_threads_read_and_write_one_store(store: Store) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    store.add_sae(make_sae(), make_vocabulary())
+    store.add_index(make_records(n_features=30))
+
+    def work(number: int) -> int:
+        store.add_labels("demo", {number: make_label(f"label {number}")})
+        store.features("demo", limit=5)
+        return len(store.labels("demo", [number]))
+
+    with ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(work, range(30))) == [1] * 30
+    assert len(store.labels("demo", range(30))) == 30
