@@ -8,6 +8,10 @@ from sae_core.config import TrainConfig
 from sae_core.records import IndexInfo, SAEInfo
 
 ALWAYS_SHOWN = ("model", "layer", "corpus", "d_sae", "k", "tokens", "seed")
+SHOWN_IF_CHANGED = (
+    "hook", "context_size", "prepend_bos", "text_field", "batch_tokens", "buffer_tokens", "learning_rate", "dtype",
+)  # fmt: skip
+INDEX_TOKENS = 1_000_000  # what `saescope index` reads at most by itself
 
 
 def train_command(sae: SAEInfo) -> str | None:
@@ -16,10 +20,10 @@ def train_command(sae: SAEInfo) -> str | None:
         return None
     defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     words = ["saescope", "train"]
-    for name in defaults:
+    for name in (*ALWAYS_SHOWN, *SHOWN_IF_CHANGED):
         value = sae.config.get(name)
         if value is not None and (name in ALWAYS_SHOWN or value != defaults[name]):
-            words += _option(name, value)
+            words += _option("bos" if name == "prepend_bos" else name, value)
     return _wrapped(words)
 
 
@@ -27,7 +31,9 @@ def index_command(index: IndexInfo) -> str:
     """The command that measures this index again."""
     corpus = index.corpus
     words = ["saescope", "index", index.slug, "--corpus", *map(shlex.quote, corpus.sources)]
-    return _wrapped([*words, "--context-size", str(corpus.context_size), "--seed", str(index.seed)])
+    words += ["--name", shlex.quote(corpus.name), "--context-size", str(corpus.context_size)]
+    words += ["--tokens", str(corpus.n_tokens)] if corpus.n_tokens > INDEX_TOKENS else []
+    return _wrapped([*words, "--seed", str(index.seed)])
 
 
 def settings_rows(config: Mapping[str, object]) -> list[tuple[str, str]]:

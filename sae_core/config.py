@@ -84,7 +84,7 @@ class IndexConfig:
     context_size: int | None = None  # tokens per context, BOS included; None: as the SAE was trained
     prepend_bos: bool | None = None  # None: as the SAE was trained
     text_field: str = "text"
-    top_examples: int = 20  # contexts kept per feature
+    top_examples: int = 20  # contexts with different text kept per feature
     band_examples: int = 5  # firings sampled per activation band and feature
     random_examples: int = 10  # firings sampled per feature
     promoted_tokens: int = 10  # on either side of the logit attribution

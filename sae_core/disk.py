@@ -8,7 +8,6 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-
 from sae_core.errors import ConfigError, DiskFullError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)

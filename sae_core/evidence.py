@@ -17,8 +17,10 @@ from torch import Tensor
 
 from sae_core.collect import BestK
 from sae_core.records import N_BANDS, RANDOM_BAND, TOP_BAND, PackedExample
+from sae_core.tokens import TokenContext
 
 HISTOGRAM_BINS = 40
+WINDOW = (8, 1)  # tokens before and after the peak that make two top examples the same text
 _ENTRY = np.dtype([("context", "<u4"), ("position", "<u2"), ("feature", "<u4"), ("value", "<f4")])
 _BLOCK_ENTRIES = 2_000_000  # read at a time
 
@@ -121,34 +123,61 @@ def draw_samples(
     return counts, banded, randoms
 
 
-def packed_examples(code: CodeFile, *, top: BestK, banded: BestK, randoms: BestK, d_sae: int) -> list[PackedExample]:
-    """All chosen examples with their feature's activations over the whole context, by feature, band and rank."""
-    top_groups, top_ranks, top_payload = top.entries()
-    band_groups, band_ranks, band_payload = banded.entries()
-    random_groups, random_ranks, random_payload = randoms.entries()
-    features = torch.cat([top_groups, band_groups // N_BANDS, random_groups])
-    bands = torch.cat(
-        [
-            torch.full_like(top_groups, TOP_BAND),
-            band_groups % N_BANDS + 1,
-            torch.full_like(random_groups, RANDOM_BAND),
-        ]
-    )
-    ranks = torch.cat([top_ranks, band_ranks, random_ranks])
-    payload = torch.cat([top_payload, band_payload, random_payload])
-    pair_keys = payload[:, 0] * d_sae + features  # (context, feature)
+class Chosen(NamedTuple):
+    """Chosen examples, each column (M,): feature, band, rank in the band, context and position in it."""
+
+    features: Tensor
+    bands: Tensor
+    ranks: Tensor
+    contexts: Tensor
+    positions: Tensor
+
+
+def choose(*, top: BestK, banded: BestK, randoms: BestK, contexts: list[TokenContext], n_top: int) -> Chosen:
+    """The examples to store: the `n_top` strongest contexts with different text around the peak, and the samples."""
+    features, ranks, places = top.entries()
+    kept = first_of_its_text(features, places, contexts)
+    features, places = features[kept], places[kept]
+    first = features != features.roll(1)
+    first[:1] = True
+    starts = first.nonzero().squeeze(1)
+    ranks = torch.arange(len(features)) - starts[first.cumsum(0) - 1]
+    strongest = Chosen(features, torch.full_like(features, TOP_BAND), ranks, places[:, 0], places[:, 1])
+    strongest = Chosen(*(column[ranks < n_top] for column in strongest))
+    groups, ranks, places = banded.entries()
+    in_bands = Chosen(groups // N_BANDS, groups % N_BANDS + 1, ranks, places[:, 0], places[:, 1])
+    groups, ranks, places = randoms.entries()
+    at_random = Chosen(groups, torch.full_like(groups, RANDOM_BAND), ranks, places[:, 0], places[:, 1])
+    return Chosen(*(torch.cat(columns) for columns in zip(strongest, in_bands, at_random, strict=True)))
+
+
+def first_of_its_text(features: Tensor, places: Tensor, contexts: list[TokenContext]) -> Tensor:
+    """Which of a feature's candidates (by descending activation) are the first with their text around the peak.
+
+    Licence headers and copied passages stand in many documents; `WINDOW` tokens that are equal count as one text.
+    """
+    before, after = WINDOW
+    ids = np.full((len(features), before + 1 + after), -1, dtype=np.int64)
+    for row, (context, position) in enumerate(places.tolist()):
+        tokens = contexts[context].token_ids
+        start = max(0, position - before)
+        piece = tokens[start : position + after + 1]
+        ids[row, start - position + before :][: len(piece)] = piece
+    keys = np.column_stack([features.numpy(), ids])
+    _, first = np.unique(keys, axis=0, return_index=True)  # the index of the first row of each kind
+    kept = torch.zeros(len(features), dtype=torch.bool)
+    kept[torch.from_numpy(first)] = True
+    return kept
+
+
+def packed_examples(code: CodeFile, chosen: Chosen, *, d_sae: int) -> list[PackedExample]:
+    """The chosen examples with their feature's activations over the whole context, by feature, band and rank."""
+    pair_keys = chosen.contexts * d_sae + chosen.features
     packed = _activations_of_pairs(code, torch.unique(pair_keys), d_sae=d_sae)
-    order = np.lexsort((ranks.numpy(), bands.numpy(), features.numpy()))
-    columns = zip(
-        features[order].tolist(),
-        bands[order].tolist(),
-        ranks[order].tolist(),
-        payload[order].tolist(),
-        pair_keys[order].tolist(),
-        strict=True,
-    )
+    order = np.lexsort((chosen.ranks.numpy(), chosen.bands.numpy(), chosen.features.numpy()))
+    columns = zip(*(column[order].tolist() for column in (*chosen, pair_keys)), strict=True)
     examples = []
-    for feature, band, rank, (context, position), key in columns:
+    for feature, band, rank, context, position, key in columns:
         positions, values = packed[key]
         at = np.flatnonzero(positions == position)[0]
         examples.append(

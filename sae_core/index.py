@@ -73,9 +73,14 @@ def build_index(sae_info: SAEInfo, config: IndexConfig, *, scratch: Path) -> Ind
                 n_random=config.random_examples,
                 seed=config.seed,
             )
-            examples = evidence.packed_examples(
-                code, top=corpus_pass.top, banded=banded, randoms=randoms, d_sae=sae.d_sae
+            chosen = evidence.choose(
+                top=corpus_pass.top,
+                banded=banded,
+                randoms=randoms,
+                contexts=contexts,
+                n_top=config.top_examples,
             )
+            examples = evidence.packed_examples(code, chosen, d_sae=sae.d_sae)
         finally:
             code.close()
     metrics = corpus_pass.metrics(ce=measure_ce(model, sae, frame, contexts, hook_name=sae_info.hook_name))
@@ -142,7 +147,8 @@ class CorpusPass:
         self.counts = torch.zeros(sae.d_sae, dtype=torch.int64)
         self.maxima = torch.zeros(sae.d_sae)
         self.sums = torch.zeros(sae.d_sae, dtype=torch.float64)
-        self.top = BestK(n_groups=sae.d_sae, k=config.top_examples, payload_size=2)
+        # Twice as many as are shown, since those with the same text fall out at the end.
+        self.top = BestK(n_groups=sae.d_sae, k=2 * config.top_examples, payload_size=2)
         self._fvu = RunningFVU()
         self._model, self._sae, self._frame, self._hook_name = model, sae, frame, hook_name
         self._config, self._code = config, code

@@ -6,6 +6,7 @@ Used as `--corpus python-docs`, and with the installed packages as the demo mode
 
 import ast
 import hashlib
+import os
 import re
 import sysconfig
 from collections.abc import Iterator
@@ -48,11 +49,12 @@ def pydoc_topics() -> Iterator[tuple[str, str]]:
 def source_files(root: Path, *, skipped: frozenset[str] = frozenset()) -> list[Path]:
     """Relative paths of sources and prose files below `root`, ordered by hash: a cut-off takes a fair sample."""
     found = []
-    for path in root.rglob("*"):
-        relative = path.relative_to(root)
-        is_text = path.suffix == ".py" or path.suffix in PROSE_SUFFIXES or path.name == "METADATA"
-        if is_text and (SKIPPED_FOLDERS | skipped).isdisjoint(relative.parts) and path.is_file():
-            found.append(relative)
+    for folder, inner, names in os.walk(root):
+        inner[:] = set(inner) - SKIPPED_FOLDERS - skipped  # not entered: site-packages alone would take seconds
+        for path in (Path(folder, name) for name in names):
+            is_text = path.suffix == ".py" or path.suffix in PROSE_SUFFIXES or path.name == "METADATA"
+            if is_text and path.is_file():
+                found.append(path.relative_to(root))
     return sorted(found, key=lambda relative: path_hash(relative.as_posix()))
 
 

@@ -117,10 +117,11 @@ function row(feature, value) {
   const pick = made("button", { type: "submit", name: "feature", value: feature.feature_index, class: "plain pick", "aria-pressed": chosen },
     made("span", { class: "number" }, `#${feature.feature_index}`), " ", made("span", { class: "label" }, feature.label ?? ""));
   const href = form.dataset.features + feature.feature_index + (corpus ? `?corpus=${encodeURIComponent(corpus)}` : "");
-  const density = feature.density === null ? "Open the feature" : `Density ${Number((100 * feature.density).toPrecision(2))}%`;
+  const open = feature.density === null ? [] // no index, so no page
+    : [made("a", { href, title: `Density ${Number((100 * feature.density).toPrecision(2))}%` }, "open")];
   const item = made("li", { "data-feature": feature.feature_index }, pick,
     feature.activations ? spark(feature.activations, scale) : bar(value / scale),
-    made("span", { class: "value" }, number(value)), made("a", { href, title: density }, "open"));
+    made("span", { class: "value" }, number(value)), ...open);
   item.classList.toggle("chosen", chosen);
   return item;
 }

@@ -53,7 +53,7 @@ def test_activation_chart_stays_in_its_box(store: Store) -> None:
     for number in range(12):
         feature = store.feature("demo", number).feature
         chart = charts.activation_chart(feature)
-        assert all(0 <= bar.x and bar.x + bar.width <= chart.width + 1e-6 for bar in chart.bars)
+        assert all(bar.x >= 0 and bar.x + bar.width <= chart.width + 1e-6 for bar in chart.bars)
         assert all(0 < bar.height <= chart.height and math.isfinite(bar.height) for bar in chart.bars)
         assert len(chart.ticks) == 6
 

@@ -135,7 +135,7 @@ def test_sae_page_explains_metrics_and_says_how_to_make_it_again(client: TestCli
         "/data/saes/demo",
     ):
         assert fact in page
-    assert "saescope index demo --corpus poems.txt --context-size 32" in page
+    assert "saescope index demo --corpus poems.txt --name poems --context-size 32" in page
     assert client.get("/saes/demo?corpus=nope").status_code == 404
 
 

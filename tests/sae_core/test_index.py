@@ -93,13 +93,19 @@ def test_metrics_of_the_whole_equal_their_formulas(built: Built) -> None:
     assert metrics.ce_recovered is None or metrics.ce_recovered < 1
 
 
-def test_top_examples_are_the_contexts_with_the_largest_peaks(built: Built) -> None:
+def test_top_examples_are_the_contexts_with_the_largest_peaks_each_text_once(built: Built) -> None:
+    ids_of = {c.context_id: np.frombuffer(c.token_ids, dtype="<u4").tolist() for c in built.contexts}
     for i in range(D_SAE):
-        peaks: dict[int, float] = {}
-        for (context, _), value in zip(built.where, built.acts[:, i].tolist(), strict=True):
-            if value > 0:
-                peaks[context] = max(value, peaks.get(context, 0.0))
-        expected = sorted(peaks.values(), reverse=True)[:20]
+        peaks: dict[int, tuple[float, int]] = {}
+        for (context, position), value in zip(built.where, built.acts[:, i].tolist(), strict=True):
+            if value > peaks.get(context, (0.0, 0))[0]:
+                peaks[context] = (value, position)
+        strongest = sorted(((value, -context, position) for context, (value, position) in peaks.items()), reverse=True)
+        texts: dict[tuple[int, ...], float] = {}
+        for value, context, position in strongest[:40]:
+            text = tuple([-1] * max(0, 8 - position) + ids_of[-context][max(0, position - 8) : position + 2])
+            texts.setdefault(text, value)
+        expected = list(texts.values())[:20]
         top = [e for e in built.examples if e.feature_index == i and e.band == TOP_BAND]
         assert [e.rank for e in top] == list(range(len(expected)))
         assert [e.activation for e in top] == pytest.approx(expected, rel=1e-3)

@@ -1,0 +1,44 @@
+"""The commands that make an SAE and its index again are commands that saescope takes."""
+
+import dataclasses
+import shlex
+
+import pytest
+
+from app import provenance
+from app.cli import make_parser
+from sae_core.config import TrainConfig
+from tests.factories import make_records, make_sae
+
+
+def words(command: str) -> list[str]:
+    assert max(map(len, command.splitlines())) <= 110
+    return shlex.split(command.replace("\\\n", " "))[1:]
+
+
+@pytest.mark.parametrize("changes", [{}, {"prepend_bos": False, "hook": "mlp_out", "learning_rate": 0.001}])
+def test_training_command_gives_the_same_settings(changes: dict[str, object]) -> None:
+    config = TrainConfig(
+        **{"model": "a model", "layer": 3, "corpus": ("x y.txt", "b"), "tokens": 5000, "d_sae": 64, **changes}  # type: ignore[arg-type]
+    )
+    command = provenance.train_command(make_sae(config=dataclasses.asdict(config)))
+    assert command is not None
+    parsed = make_parser().parse_args(words(command))
+    for name in ("model", "layer", "hook", "d_sae", "k", "tokens", "seed", "prepend_bos", "learning_rate"):
+        assert getattr(parsed, name) == getattr(config, name), name
+    assert tuple(parsed.corpus) == config.corpus
+
+
+def test_an_sae_that_was_not_trained_here_has_no_command() -> None:
+    assert provenance.train_command(make_sae()) is None
+
+
+def test_index_command_is_taken() -> None:
+    info = make_records().info
+    parsed = make_parser().parse_args(words(provenance.index_command(info)))
+    assert (parsed.slug, parsed.corpus, parsed.context_size) == ("demo", ["stories.txt"], 32)
+
+
+def test_settings_are_listed_without_empty_ones() -> None:
+    rows = provenance.settings_rows({"k": 4096, "device": None, "corpus": ["a", "b"], "flag": True})
+    assert rows == [("k", "4,096"), ("corpus", "a, b"), ("flag", "yes")]
