@@ -15,8 +15,10 @@ COPY app app
 COPY sae_core sae_core
 COPY templates templates
 COPY static static
-# Compiled here, because the user below may not write bytecode into /app at the first import.
-RUN --mount=type=cache,target=/root/.cache/pip sh .ci/setup app && python -m compileall -q -j 0 .venv app sae_core
+# Compiled here, because the user below may not write bytecode into /app at the first import. Some packages carry files
+# for other Pythons, which do not compile and need not.
+RUN --mount=type=cache,target=/root/.cache/pip sh .ci/setup app && \
+    { python -m compileall -qq -j 0 .venv app sae_core || true; }
 
 USER saescope
 VOLUME /data

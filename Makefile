@@ -49,7 +49,7 @@ screenshots: .venv/.installed-dev browser ## Photograph every page, light and da
 .PHONY: clean
 clean: ## Remove .venv and what tools left behind; your runs and databases stay
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
-	@find . -name __pycache__ -type d -not -path './.cache/*' -prune -exec rm -rf {} +
+	@find . -path ./.cache -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 ##@ Set-up
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.settings import Settings
 from sae_core.disk import saving
-from sae_core.errors import NotFoundError, SaescopeError
+from sae_core.errors import SaescopeError
 
 if TYPE_CHECKING:
     from sae_core.config import IndexConfig, TrainConfig
@@ -160,18 +160,9 @@ def train_and_add(config: "TrainConfig", *, slug: str | None, settings: Settings
     if info is None:
         print("saescope: stopped; the same command goes on from here.", file=sys.stderr)
         return None
-    if not _is_known(store, info):
-        store.add_sae(info, vocabulary(load_tokenizer(config.model)))
+    store.add_sae(info, vocabulary(load_tokenizer(config.model)))
     store.close()
     return info
-
-
-def _is_known(store: "Store", info: "SAEInfo") -> bool:
-    """Whether the database holds these very weights; entering them again would take their indexes away."""
-    try:
-        return store.sae(info.slug).sae.created_at == info.created_at
-    except NotFoundError:
-        return False
 
 
 def index_and_add(config: "IndexConfig", *, settings: Settings) -> bool:

@@ -64,15 +64,17 @@ def _empty_is_none(value: object) -> object:
     return None if value == "" else value
 
 
-def _without_nul(value: str | None) -> str | None:
-    if value is not None and "\0" in value:
+def _without_nul(value: str) -> str:
+    if "\0" in value:
         raise ValueError("should not have a NUL character")
     return value
 
 
-Name = Annotated[str | None, BeforeValidator(_empty_is_none), AfterValidator(_without_nul), Field(max_length=200)]
-Share = Annotated[float | None, BeforeValidator(_empty_is_none), Field(ge=0, le=1, allow_inf_nan=False)]
-Index = Annotated[int | None, BeforeValidator(_empty_is_none), Field(ge=0, le=LARGEST_INDEX)]
+# What a form leaves empty counts as not given. Limits stand inside the optional: they do not take None.
+ShortText = Annotated[str, Field(max_length=200), AfterValidator(_without_nul)]
+Name = Annotated[ShortText | None, BeforeValidator(_empty_is_none)]
+Share = Annotated[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None, BeforeValidator(_empty_is_none)]
+Index = Annotated[Annotated[int, Field(ge=0, le=LARGEST_INDEX)] | None, BeforeValidator(_empty_is_none)]
 
 
 class CorpusQuery(BaseModel):

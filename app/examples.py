@@ -33,6 +33,8 @@ class TokenView:
 
     @property
     def classes(self) -> str:
+        if not (self.step or self.is_peak or self.is_special or self.is_chosen):
+            return ""  # most tokens
         parts = [f"a{self.step}" if self.step else "", "peak" if self.is_peak else ""]
         parts += ["special" if self.is_special else "", "chosen" if self.is_chosen else ""]
         return " ".join(part for part in parts if part)
@@ -102,19 +104,25 @@ def with_signs(text: str) -> str:
     return "".join(SIGNS.get(character, character) for character in text)
 
 
-def token_views(example: Example, *, scale: float, signs: bool = False, has_bos: bool = False) -> list[TokenView]:
-    """Every token of an example, coloured over `scale`, the feature's maximum."""
+def token_views(
+    example: Example,
+    *,
+    scale: float,
+    signs: bool = False,
+    has_bos: bool = False,
+    span: tuple[int, int] | None = None,
+) -> list[TokenView]:
+    """The tokens of an example from `span[0]` to before `span[1]`, coloured over `scale`, the feature's maximum."""
     views = []
-    for position, (token, token_id, activation) in enumerate(
-        zip(example.tokens, example.token_ids, example.activations, strict=True)
-    ):
+    for position in range(*(span or (0, len(example.tokens)))):
+        token, activation = example.tokens[position], example.activations[position]
         shown = with_signs(token) if signs else token
         views.append(
             TokenView(
                 text=shown,
                 step=step(activation, scale=scale),
                 is_peak=position == example.position,
-                token_id=token_id,
+                token_id=example.token_ids[position],
                 activation=activation,
                 position=position,
                 original=token if shown != token else None,
@@ -149,20 +157,18 @@ def example_view(example: Example, *, scale: float, signs: bool = False, has_bos
 
 def one_line(example: Example, *, scale: float, has_bos: bool = False) -> LineView:
     """The tokens around the peak that fit a line of a list; line breaks become signs, indentation is left out."""
-    texts = [_on_one_line(token) for token in example.tokens]
     start = end = example.position
     before = after = 0
-    while start > has_bos and before + len(texts[start - 1]) <= LINE_BEFORE:
+    while start > has_bos and before < LINE_BEFORE:
         start -= 1
-        before += len(texts[start])
-    while end < len(texts) and after <= LINE_AFTER:
-        after += len(texts[end])
+        before += len(example.tokens[start])
+    while end < len(example.tokens) and after < LINE_AFTER:
+        after += len(example.tokens[end])
         end += 1
-    views = [
-        replace(view, text=text, original=None)
-        for view, text in zip(token_views(example, scale=scale), texts, strict=True)
-    ]
-    return LineView(before=tuple(views[start : example.position]), after=tuple(views[example.position : end]))
+    views = token_views(example, scale=scale, span=(start, end))
+    cut = [replace(view, text=_on_one_line(view.text), original=None) for view in views]
+    peak = example.position - start
+    return LineView(before=tuple(cut[:peak]), after=tuple(cut[peak:]))
 
 
 def example_groups(

@@ -1,6 +1,11 @@
-"""What the pages' words mean: one dictionary for the glossary page and for every tooltip."""
+"""What the pages' words mean: one dictionary for the glossary page and for every tooltip.
+
+What is measured is defined in `sae_core.metrics`, and only quoted here.
+"""
 
 from dataclasses import dataclass
+
+from sae_core.metrics import DEFINITIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +35,7 @@ TERMS: dict[str, Term] = {
     ),
     "density": Term(
         name="density",
-        meaning="The share of tokens of the corpus on which a feature is active.",
+        meaning=DEFINITIONS["density"],
         formula="tokens with activation > 0 / all indexed tokens",
     ),
     "max": Term(name="max", meaning="The largest activation of a feature on any token of the corpus."),
@@ -43,29 +48,26 @@ TERMS: dict[str, Term] = {
         "detects what it represents. Near 0: it reads a sign of something and writes something else.",
         formula="cos(W_enc[:, i], W_dec[i])",
     ),
-    "dead": Term(name="dead", meaning="A feature that was active on no token of the corpus (density 0)."),
+    "dead": Term(name="dead", meaning=DEFINITIONS["dead"]),
     "alive": Term(name="alive", meaning="The share of features that were active on at least one token of the corpus."),
     "dense": Term(
         name="dense",
-        meaning="A feature that is active on more than a stated share of all tokens. Dense features seldom mean "
-        "one thing.",
+        meaning=DEFINITIONS["dense"],
     ),
     "l0": Term(
         name="L0",
-        meaning="The mean number of active features per token. Lower is sparser.",
+        meaning=DEFINITIONS["l0"],
         formula="mean over tokens of |{i : activation_i > 0}|",
     ),
     "fvu": Term(
         name="FVU",
-        meaning="Fraction of variance unexplained: how much of the model's vectors the SAE fails to rebuild. "
-        "0 is perfect; 1 is no better than the mean vector.",
+        meaning=DEFINITIONS["fvu"],
         formula="Σ‖x − x̂‖² / Σ‖x − x̄‖², x̄ over the whole evaluation set",
     ),
     "ce_recovered": Term(
         name="CE recovered",
-        meaning="How much of the model's prediction skill survives when the SAE's rebuilt vectors take the place of "
-        "the real ones. 1: all of it. 0: no better than cutting the vectors out.",
-        formula="(CE ablated − CE with SAE) / (CE ablated − CE)",
+        meaning=DEFINITIONS["ce_recovered"],
+        formula="(CE with zeros − CE with SAE) / (CE with zeros − CE)",
     ),
     "hook": Term(
         name="hook",

@@ -23,7 +23,9 @@ from app import charts, numbers
 from app.examples import SIGNS, with_signs
 from app.glossary import TERMS
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+# Beside this package in a checkout, inside it where saescope was installed from a wheel.
+ROOT = HERE if (HERE / "templates").is_dir() else HERE.parent
 TEMPLATES, STATIC = ROOT / "templates", ROOT / "static"
 PLOTLY = "plotly.min.js"  # served beside our own files, from the installed wheel
 ONE_YEAR = 365 * 24 * 3600
@@ -70,7 +72,7 @@ def make_environment(*, version: str) -> Environment:
     )
     for name in ("number", "signed", "count", "approximate", "percent", "one_in", "duration", "date"):
         environment.filters[name] = getattr(numbers, name)
-    environment.filters.update(visible=visible_token, line_ends=line_ends, json_data=json_data, decimals=decimals)
+    environment.filters.update(visible=visible_token, line_parts=line_parts, json_data=json_data, decimals=decimals)
     return environment
 
 
@@ -79,9 +81,11 @@ def visible_token(token: str) -> str:
     return with_signs(token).replace("\n", "") if set(token) & set(SIGNS) else token
 
 
-def line_ends(token: str) -> str:
-    """A token in a running text of buttons: a button cannot break the line, so it shows a sign and a break follows."""
-    return token.replace("\r", "").replace("\n", "↵")
+def line_parts(token: str) -> list[str]:
+    """A token in a running text of buttons, line by line: a button cannot go over a line's end, so it holds the first
+    part, with a sign for the break, and what follows the break stands beside it."""
+    *ended, rest = token.replace("\r", "").split("\n")
+    return [*(part + "↵" for part in ended), rest] if ended else [rest]
 
 
 def decimals(value: float, digits: int) -> str:

@@ -23,6 +23,7 @@ HISTOGRAM_BINS = 40
 WINDOW = (8, 1)  # tokens before and after the peak that make two top examples the same text
 _ENTRY = np.dtype([("context", "<u4"), ("position", "<u2"), ("feature", "<u4"), ("value", "<f4")])
 _BLOCK_ENTRIES = 2_000_000  # read at a time
+_POSITIONS = 1 << 16  # more than a context can have
 
 
 class Entries(NamedTuple):
@@ -172,39 +173,38 @@ def first_of_its_text(features: Tensor, places: Tensor, contexts: list[TokenCont
 
 def packed_examples(code: CodeFile, chosen: Chosen, *, d_sae: int) -> list[PackedExample]:
     """The chosen examples with their feature's activations over the whole context, by feature, band and rank."""
-    pair_keys = chosen.contexts * d_sae + chosen.features
-    packed = _activations_of_pairs(code, torch.unique(pair_keys), d_sae=d_sae)
-    order = np.lexsort((chosen.ranks.numpy(), chosen.bands.numpy(), chosen.features.numpy()))
-    columns = zip(*(column[order].tolist() for column in (*chosen, pair_keys)), strict=True)
-    examples = []
-    for feature, band, rank, context, position, key in columns:
-        positions, values = packed[key]
-        at = np.flatnonzero(positions == position)[0]
-        examples.append(
-            PackedExample(
-                feature_index=feature,
-                context_id=context,
-                band=band,
-                rank=rank,
-                position=position,
-                activation=float(values[at]),
-                positions=positions.astype("<u2").tobytes(),
-                values=values.astype("<f2").tobytes(),
-            )
+    order = torch.from_numpy(np.lexsort((chosen.ranks.numpy(), chosen.bands.numpy(), chosen.features.numpy())))
+    chosen = Chosen(*(column[order] for column in chosen))
+    pair_keys = (chosen.contexts * d_sae + chosen.features).numpy()
+    keys, positions, values = _entries_of_pairs(code, np.unique(pair_keys), d_sae=d_sae)
+    starts, ends = np.searchsorted(keys, pair_keys, side="left"), np.searchsorted(keys, pair_keys, side="right")
+    places = keys * _POSITIONS + positions
+    activations = values[np.searchsorted(places, pair_keys * _POSITIONS + chosen.positions.numpy())]
+    packed_positions, packed_values = positions.astype("<u2").tobytes(), values.astype("<f2").tobytes()
+    return [
+        PackedExample(
+            feature_index=feature,
+            context_id=context,
+            band=band,
+            rank=rank,
+            position=position,
+            activation=activation,
+            positions=packed_positions[2 * start : 2 * end],
+            values=packed_values[2 * start : 2 * end],
         )
-    return examples
+        for feature, band, rank, context, position, activation, start, end in zip(
+            *(column.tolist() for column in (*chosen, activations, starts, ends)), strict=True
+        )
+    ]
 
 
-def _activations_of_pairs(code: CodeFile, wanted: Tensor, *, d_sae: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Positions and values of each wanted (context · d_sae + feature), ascending by position."""
-    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+def _entries_of_pairs(code: CodeFile, wanted: np.ndarray, *, d_sae: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Keys (context · d_sae + feature), positions and values of the wanted pairs' entries, by key and position."""
+    found = []
     for block in code.blocks():
-        keys = block.contexts * d_sae + block.features
-        chosen = torch.isin(keys, wanted, assume_unique=False).nonzero().squeeze(1)
-        order = chosen[keys[chosen].argsort(stable=True)]
-        pairs, counts = torch.unique_consecutive(keys[order], return_counts=True)
-        splits = counts.cumsum(0)[:-1].numpy()
-        positions = np.split(block.positions[order].numpy(), splits)
-        values = np.split(block.values[order].numpy(), splits)
-        found.update(zip(pairs.tolist(), zip(positions, values, strict=True), strict=True))
-    return found
+        keys = (block.contexts * d_sae + block.features).numpy()
+        rows = np.flatnonzero(np.isin(keys, wanted))
+        rows = rows[np.argsort(keys[rows], kind="stable")]
+        found.append((keys[rows], block.positions.numpy()[rows], block.values.numpy()[rows]))
+    keys, positions, values = (np.concatenate(columns) for columns in zip(*found, strict=True))
+    return keys, positions, values

@@ -78,7 +78,7 @@ def iter_contexts(
         for ids, (_, source, goes_on) in zip(encoded, batch, strict=True):
             for start in range(0, len(ids), body):
                 chunk = ids[start : start + body]
-                if len(chunk) >= MIN_TAIL_TOKENS or start == 0 or goes_on:
+                if len(chunk) >= min(MIN_TAIL_TOKENS, body) or start == 0 or goes_on:
                     yield TokenContext(np.array([*frame.prefix, *chunk, *frame.suffix], dtype=np.int64), source)
 
 

@@ -68,12 +68,20 @@ function showTokens() {
     const at = step(values[position], scale);
     const classes = ["t", at && `a${at}`, position === peak && "peak", token.is_special && "special", position === state.token && "chosen"];
     const button = made("button", { type: "submit", name: "token", value: position, class: classes.filter(Boolean).join(" "), "data-i": token.token_id });
-    button.textContent = token.token.replaceAll("\r", "").replaceAll("\n", "↵");
+    const lines = token.token.replaceAll("\r", "").split("\n");
+    const parts = lines.map((line, i) => (i < lines.length - 1 ? `${line}↵` : line));
+    button.textContent = parts[0];
     button.tabIndex = position === (state.token ?? 0) ? 0 : -1;
     if (at) button.dataset.v = number(values[position]);
     if (position === state.token) button.setAttribute("aria-current", "true");
     pieces.push(button);
-    if (token.token.includes("\n")) pieces.push(made("br"));
+    for (const part of parts.slice(1)) { // a button cannot go over a line's end: what follows stands beside it
+      pieces.push(made("br"));
+      if (!part) continue;
+      const rest = made("span", { class: classes.slice(1).filter(Boolean).join(" "), "aria-hidden": "true" }, part);
+      if (at) rest.dataset.v = "";
+      pieces.push(rest);
+    }
   });
   tokensBox.replaceChildren(...pieces);
   if (had !== null) buttonAt(had)?.focus({ preventScroll: true });
@@ -144,12 +152,12 @@ function showList(list, features, valueOf) {
 function showLists() {
   const { report } = state;
   showList(lists.text, report.features, (feature) => feature.max_activation);
-  document.getElementById("text-count").textContent = `${report.n_features.toLocaleString("en")} features`;
+  document.getElementById("text-count").textContent = `${report.features.length} of ${report.n_features.toLocaleString("en")} features`;
   const token = report.tokens[state.token];
   document.getElementById("token-panel").hidden = !token;
   if (!token) return;
   document.getElementById("token-name").textContent = visible(token.token);
-  document.getElementById("token-count").textContent = `${token.n_active} features`;
+  document.getElementById("token-count").textContent = `${token.features.length} of ${token.n_active} features`;
   showList(lists.token, token.features, (feature) => feature.activation);
 }
 
@@ -180,8 +188,10 @@ async function ask() {
     return;
   }
   running = true;
-  const slow = setTimeout(() => say("Loading the model; the first probe takes a few seconds…"), 1000);
-  result.classList.add("stale");
+  const slow = setTimeout(() => {
+    say("Loading the model; the first probe takes a few seconds…");
+    result.classList.add("stale");
+  }, 1000);
   try {
     const body = JSON.stringify({ text, feature: state.feature, sort: sort.value, corpus: corpus || null });
     const response = await fetch(form.dataset.api, { method: "POST", headers: { "Content-Type": "application/json" }, body });

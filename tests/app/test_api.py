@@ -77,6 +77,13 @@ def test_probe_of_an_unindexed_sae_has_no_densities(client: TestClient) -> None:
     assert answer["features"][0]["density"] is None
 
 
+def test_what_a_form_leaves_empty_counts_as_not_given(client: TestClient) -> None:
+    body = {"text": "king", "feature": None, "corpus": None}
+    assert client.post("/api/saes/demo/probe", json=body).status_code == 200
+    for path in ("/saes/demo/probe?text=king&feature=&token=&corpus=", "/saes/demo/features?q=&min_density=&corpus="):
+        assert client.get(path).status_code == 200
+
+
 def test_charts_are_plotly_figures(client: TestClient, store: Store) -> None:
     answer = client.get("/api/saes/demo/charts?corpus=stories").json()
     alive = [p for p in store.feature_points("demo", corpus="stories") if p.density > 0]

@@ -5,7 +5,7 @@ import re
 import pytest
 from starlette.testclient import TestClient
 
-from app.rendering import PLOTLY, STATIC, static_url
+from app.rendering import PLOTLY, STATIC, line_parts, static_url
 
 CSS = (STATIC / "style.css").read_text()
 
@@ -28,6 +28,14 @@ def test_static_files_name_no_other_host() -> None:
     for path in STATIC.iterdir():
         addresses = re.findall(r"https?://[^\s\"')]+", path.read_text())
         assert set(addresses) <= {"http://www.w3.org/2000/svg"}, path.name
+
+
+@pytest.mark.parametrize(
+    ("token", "parts"),
+    [("a", ["a"]), ("", [""]), ("\n", ["↵", ""]), (":\r\n    ", [":↵", "    "]), ("\n\n\tx", ["↵", "↵", "\tx"])],
+)
+def test_token_is_cut_at_its_line_breaks(token: str, parts: list[str]) -> None:
+    assert line_parts(token) == parts
 
 
 def test_every_used_class_of_the_scale_exists() -> None:

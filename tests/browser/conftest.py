@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(
-            executable_path=_executable(playwright.chromium.executable_path), args=FLAGS
+            executable_path=browser_executable(playwright.chromium.executable_path), args=FLAGS
         )
         yield launched
         launched.close()
@@ -56,6 +56,12 @@ def page(browser: Browser, server: str) -> Iterator[Page]:
     """A page that must log no error, and must ask nothing of another host."""
     opened = browser.new_page(base_url=server, viewport={"width": 1280, "height": 900})
     yield from _watched(opened, server)
+
+
+@pytest.fixture
+def refused_page(browser: Browser, server: str) -> Iterator[Page]:
+    """A page on which the browser may note that the server refused a text as too long."""
+    yield from _watched(browser.new_page(base_url=server), server, allowed="status of 413")
 
 
 @pytest.fixture
@@ -72,11 +78,11 @@ def plain(browser: Browser, server: str) -> Iterator[Page]:
     context.close()
 
 
-def _watched(page: Page, server: str) -> Iterator[Page]:
+def _watched(page: Page, server: str, *, allowed: str | None = None) -> Iterator[Page]:
     problems: list[str] = []
 
     def note_message(message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
+        if message.type in ("error", "warning") and not (allowed and allowed in message.text):
             problems.append(message.text)
 
     def note_request(request: Request) -> None:
@@ -92,7 +98,7 @@ def _watched(page: Page, server: str) -> Iterator[Page]:
     assert problems == []
 
 
-def _executable(own: str) -> str | None:
+def browser_executable(own: str) -> str | None:
     """None stands for Playwright's own browser."""
     if chosen := os.environ.get("SAESCOPE_CHROMIUM"):
         return chosen

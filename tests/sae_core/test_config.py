@@ -139,5 +139,5 @@ def test_a_slug_that_can_stand_in_a_url_is_kept(slug: str) -> None:
     ids=ascii,
 )
 def test_any_other_slug_is_refused(slug: str) -> None:
-    with pytest.raises(ConfigError, match="slug .* cannot be used"):
+    with pytest.raises(ConfigError, match=r"slug .* cannot be used"):
         check_slug(slug)

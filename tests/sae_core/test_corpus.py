@@ -136,7 +136,14 @@ def test_a_folder_gives_the_texts_below_it_in_the_order_of_their_paths(tmp_path:
 
 def test_a_folder_leaves_out_hidden_binary_and_other_files(tmp_path: Path) -> None:
     write_text(tmp_path / "kept.txt", "kept")
-    for name in [".hidden.txt", ".git/config.txt", ".git/objects/ab/deep/readme.md", "sub/.cache/x/y.txt", "a.png", "b"]:
+    for name in [
+        ".hidden.txt",
+        ".git/config.txt",
+        ".git/objects/ab/deep/readme.md",
+        "sub/.cache/x/y.txt",
+        "a.png",
+        "b",
+    ]:
         write_text(tmp_path / name)
     (tmp_path / "garbage.txt").write_bytes(GARBAGE)
     (tmp_path / "utf16.log").write_bytes("text".encode("utf-16"))
@@ -288,7 +295,9 @@ def test_jsonl_that_is_not_utf8_is_refused(tmp_path: Path, refuses: Refuses) -> 
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=["string", "large", "dictionary"]
+    "kind",
+    [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())],
+    ids=["string", "large", "dictionary"],
 )
 def test_parquet_gives_one_document_per_row_that_is_not_null(kind: pa.DataType, tmp_path: Path) -> None:
     rows = pa.array(["eins", None, TEXT, ""]).cast(kind)

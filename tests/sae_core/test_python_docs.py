@@ -71,7 +71,6 @@ def test_help_topics_are_texts_for_readers() -> None:
     assert all(len(text) > 400 for text in topics.values())
 
 
-@pytest.mark.slow
 def test_the_corpus_python_docs_mixes_topics_and_sources_of_the_running_python() -> None:
     documents = list(itertools.islice(iter_documents(["python-docs"]), 150))
 

@@ -1,0 +1,89 @@
+"""Photographs every page, light and dark, at desktop and phone width, into docs/screenshots.
+
+    make screenshots        # or: python -m tests.browser.screenshots [--home DIR] [--out DIR]
+
+Serves the SAE of `saescope demo` (run that first); look at the pictures after every change to a page.
+"""
+
+import argparse
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import uvicorn
+from playwright.sync_api import sync_playwright
+
+from app.demo import SLUG
+from app.main import create_app
+from app.settings import Settings
+from tests.browser.conftest import FLAGS, browser_executable
+
+ROOT = Path(__file__).parents[2]
+SIZES = {"1280": (1280, 900), "390": (390, 844)}
+FEATURE = 0  # replaced by --feature
+TEXT = '''def read(path: str, *, encoding: str = "utf-8") -> str:
+    """Return the contents of the file as a string.
+
+    Raises OSError if it cannot be read.
+    """
+    with open(path, encoding=encoding) as file:
+        return file.read()'''
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--home", type=Path, help="where `saescope demo` put its database")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "screenshots")
+    parser.add_argument("--feature", type=int, default=FEATURE, help="the feature whose page is photographed")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    here = f"/saes/{SLUG}"
+    pages = {
+        "home": "/",
+        "sae": here,
+        "features": f"{here}/features",
+        "feature": f"{here}/features/{arguments.feature}",
+        "probe": f"{here}/probe?text={quote(TEXT)}",
+        "glossary": "/glossary",
+        "docs": "/docs",
+        "error": f"{here}/features/999999",
+    }
+    with served(Settings.from_env(home=arguments.home)) as address, sync_playwright() as playwright:
+        executable = browser_executable(playwright.chromium.executable_path)
+        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        for scheme in ("light", "dark"):
+            for name, (width, height) in SIZES.items():
+                page = browser.new_page(
+                    base_url=address, color_scheme=scheme, viewport={"width": width, "height": height}
+                )
+                page.set_default_timeout(60_000)  # the first probe loads the model
+                for title, path in pages.items():
+                    page.goto(path)
+                    page.wait_for_load_state("networkidle")
+                    page.screenshot(path=arguments.out / f"{title}-{scheme}-{name}.png")
+                page.close()
+        browser.close()
+
+
+@contextmanager
+def served(settings: Settings) -> Iterator[str]:
+    """The address of the dashboard over the settings' own database, on a free port."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,641 @@
+import contextlib
+import functools
+import json
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import huggingface_hub.constants
+import pytest
+import torch
+import transformers
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from torch import Tensor, nn
+
+from sae_core import model as model_module
+from sae_core.config import HOOKS
+from sae_core.errors import ConfigError, ModelError
+from sae_core.model import LanguageModel, choose_device, load_model, load_tokenizer, resolve_model
+from sae_core.records import ModelInfo
+from tests.tiny import CAUSAL_KINDS, D_MODEL, MODEL_KINDS, N_LAYERS, TEXTS, save_tiny_model
+
+Refuses = Callable[..., AbstractContextManager[None]]
+CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "gpt_neox": "GPTNeoXForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "bert": "BertModel",
+}
+# What each kind of block calls the modules whose outputs it adds to the residual stream.
+ATTENTION = {"gpt2": "attn", "gpt_neox": "attention", "gemma2": "post_attention_layernorm"}
+MLP = {"gemma2": "post_feedforward_layernorm"}
+FINAL_NORM = {"gpt2": "transformer.ln_f", "gpt_neox": "gpt_neox.final_layer_norm"}
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LanguageModel]:
+    """The tiny model of a kind, loaded once: only for tests that leave it as it is."""
+
+    @functools.cache
+    def load(kind: str) -> LanguageModel:
+        return load_model(str(save_tiny_model(tmp_path_factory.mktemp(kind), kind)))
+
+    return load
+
+
+@pytest.fixture
+def llama(loaded: Callable[[str], LanguageModel]) -> LanguageModel:
+    return loaded("llama")
+
+
+def encoded(model: LanguageModel, texts: list[str], *, length: int = 24) -> tuple[Tensor, Tensor]:
+    """Ids and mask (B, length) of the texts, each cut to `length` tokens and padded behind if it has fewer."""
+    rows = [model.tokenizer.encode(text, verbose=False)[:length] for text in texts]
+    ids = torch.full((len(rows), length), model.pad_id)
+    mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    for row, own in enumerate(rows):
+        ids[row, : len(own)] = torch.tensor(own)
+        mask[row, : len(own)] = True
+    return ids, mask
+
+
+def full_batch(model: LanguageModel) -> tuple[Tensor, Tensor]:
+    """Four contexts without padding, longer than the windows of the models that have sliding ones."""
+    return encoded(model, [" ".join(TEXTS[start : start + 4]) for start in (0, 4, 20, 30)])
+
+
+@torch.no_grad()
+def plain_forward(model: LanguageModel, ids: Tensor, mask: Tensor) -> Any:
+    return model.module(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True)
+
+
+def submodule(module: nn.Module, path: str) -> nn.Module:
+    return module.get_submodule(path)
+
+
+def final_norm(model: LanguageModel, kind: str) -> nn.Module:
+    return submodule(model.module, FINAL_NORM.get(kind, "model.norm"))
+
+
+@torch.no_grad()
+def outputs_of(model: LanguageModel, module: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    """What a module gives in a plain forward pass."""
+    seen = []
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+
+    with module.register_forward_hook(keep):
+        plain_forward(model, ids, mask)
+    return seen[0]
+
+
+def n_hooks(model: LanguageModel) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.module.modules())
+
+
+# Loading
+
+
+@pytest.mark.parametrize("kind", MODEL_KINDS)
+def test_every_kind_of_model_loads_with_its_numbers(kind: str, loaded: Callable[[str], LanguageModel]) -> None:
+    model = loaded(kind)
+
+    assert (model.info.architecture, model.info.n_layers, model.info.d_model) == (CLASSES[kind], N_LAYERS, D_MODEL)
+    assert len(model.blocks) == N_LAYERS
+    assert model.is_causal is (kind != "bert")
+    assert not model.module.training
+    assert not any(parameter.requires_grad for parameter in model.module.parameters())
+    assert model.device == torch.device("cpu")
+
+
+def test_the_revision_of_a_folder_changes_with_its_weights(tmp_path: Path, llama: LanguageModel) -> None:
+    same = load_model(str(save_tiny_model(tmp_path / "same", "llama")))
+    other = load_model(str(save_tiny_model(tmp_path / "other", "llama", seed=1)))
+
+    assert same.info.revision == llama.info.revision
+    assert len(same.info.revision) == 40
+    assert other.info.revision != llama.info.revision
+
+
+def test_a_tokenizer_alone_is_that_of_the_model(llama: LanguageModel) -> None:
+    alone = load_tokenizer(llama.info.model_name)
+
+    assert alone(TEXTS)["input_ids"] == llama.tokenizer(TEXTS)["input_ids"]
+
+
+def test_the_name_demo_means_the_model_that_ships() -> None:
+    assert Path(resolve_model("demo")).name == "weights"
+    assert Path(resolve_model("demo")).parent.name == "demo_lm"
+
+
+def test_a_folder_may_be_named_from_the_home_folder(
+    tmp_path: Path, llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(llama.info.model_name, tmp_path / "model")
+
+    assert load_model("~/model").info.revision == llama.info.revision
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_half_precision_model_gives_nearly_the_same_activations_in_float32(dtype: str, llama: LanguageModel) -> None:
+    half = load_model(llama.info.model_name, dtype=dtype)
+    ids, mask = full_batch(llama)
+    hook_name = "blocks.1.hook_resid_post"
+
+    ours, exact = half.activations(ids, mask, hook_name), llama.activations(ids, mask, hook_name)
+
+    assert next(half.module.parameters()).dtype == getattr(torch, dtype)
+    assert ours.dtype == torch.float32
+    assert 0 < float((ours - exact).norm() / exact.norm()) < 0.03
+    losses = half.next_token_losses(ids, mask, hook_name=hook_name, replace=None)
+    plain = llama.next_token_losses(ids, mask, hook_name=hook_name, replace=None)
+    assert float(losses.mean()) == pytest.approx(float(plain.mean()), rel=0.02)
+
+
+# Reading activations
+
+
+@pytest.mark.parametrize("layer", range(N_LAYERS))
+@pytest.mark.parametrize("kind", MODEL_KINDS)
+def test_the_residual_stream_is_that_of_the_plain_forward(
+    kind: str, layer: int, loaded: Callable[[str], LanguageModel]
+) -> None:
+    model = loaded(kind)
+    ids, mask = full_batch(model)
+    hidden_states = plain_forward(model, ids, mask).hidden_states
+
+    before = model.activations(ids, mask, f"blocks.{layer}.hook_resid_pre")
+    after = model.activations(ids, mask, f"blocks.{layer}.hook_resid_post")
+
+    torch.testing.assert_close(before, hidden_states[layer], atol=1e-5, rtol=1e-5)
+    if layer == N_LAYERS - 1 and kind != "bert":  # transformers gives the last one behind the final norm
+        after = final_norm(model, kind)(after)
+    torch.testing.assert_close(after, hidden_states[layer + 1], atol=1e-5, rtol=1e-5)
+    assert before.shape == (*ids.shape, D_MODEL)
+    assert float(before.std(dim=1).mean()) > 0.1  # else every comparison here would be easy
+
+
+@pytest.mark.parametrize("layer", range(N_LAYERS))
+@pytest.mark.parametrize("kind", CAUSAL_KINDS)
+def test_attention_and_mlp_outputs_are_what_a_block_adds(
+    kind: str, layer: int, loaded: Callable[[str], LanguageModel]
+) -> None:
+    model = loaded(kind)
+    ids, mask = full_batch(model)
+    block = model.blocks[layer]
+
+    acts = {hook: model.activations(ids, mask, f"blocks.{layer}.hook_{hook}") for hook in HOOKS}
+
+    torch.testing.assert_close(
+        acts["attn_out"], outputs_of(model, submodule(block, ATTENTION.get(kind, "self_attn")), ids, mask)
+    )
+    torch.testing.assert_close(acts["mlp_out"], outputs_of(model, submodule(block, MLP.get(kind, "mlp")), ids, mask))
+    torch.testing.assert_close(
+        acts["resid_pre"] + acts["attn_out"] + acts["mlp_out"], acts["resid_post"], atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("layer", range(N_LAYERS))
+def test_attention_and_mlp_outputs_of_bert_are_what_its_norms_read(
+    layer: int, loaded: Callable[[str], LanguageModel]
+) -> None:
+    model = loaded("bert")
+    ids, mask = full_batch(model)
+    block = model.blocks[layer]
+
+    acts = {hook: model.activations(ids, mask, f"blocks.{layer}.hook_{hook}") for hook in HOOKS}
+
+    between = submodule(block, "attention.output.LayerNorm")(acts["resid_pre"] + acts["attn_out"])
+    expected = submodule(block, "output.LayerNorm")(between + acts["mlp_out"])
+    torch.testing.assert_close(acts["resid_post"], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("kind", MODEL_KINDS)
+def test_padding_behind_a_text_changes_nothing(kind: str, hook: str, loaded: Callable[[str], LanguageModel]) -> None:
+    model = loaded(kind)
+    texts = [TEXTS[0], TEXTS[17], " ".join(TEXTS[20:24]), TEXTS[1]]
+    ids, mask = encoded(model, texts, length=30)
+    assert mask.sum(dim=1).unique().numel() > 2
+
+    together = model.activations(ids, mask, f"blocks.1.hook_{hook}")
+
+    for row in range(len(texts)):
+        length = int(mask[row].sum())
+        alone = model.activations(ids[row : row + 1, :length], mask[row : row + 1, :length], f"blocks.1.hook_{hook}")
+        torch.testing.assert_close(together[row, :length], alone[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("hook", "n_started"), [("resid_pre", 1), ("attn_out", 2), ("mlp_out", 2), ("resid_post", 2)])
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "bert"])
+def test_reading_runs_nothing_behind_the_hook(
+    kind: str, hook: str, n_started: int, loaded: Callable[[str], LanguageModel]
+) -> None:
+    model = loaded(kind)
+    started: list[int] = []
+    head_calls: list[int] = []
+    head = model.module.get_output_embeddings()
+
+    with contextlib.ExitStack() as stack:
+        for layer, block in enumerate(model.blocks):
+            # On the attention, as the hook at `resid_pre` stands before the block itself.
+            attention = submodule(block, {"bert": "attention"}.get(kind, ATTENTION.get(kind, "self_attn")))
+            stack.enter_context(attention.register_forward_pre_hook(lambda *_, layer=layer: started.append(layer)))
+        if head is not None:
+            stack.enter_context(head.register_forward_pre_hook(lambda *_: head_calls.append(1)))
+        model.activations(*full_batch(model), f"blocks.1.hook_{hook}")
+
+    assert started == list(range(n_started))
+    assert head_calls == []
+
+
+def test_activations_depend_on_no_later_token(llama: LanguageModel) -> None:
+    ids, mask = full_batch(llama)
+    changed = ids.clone()
+    changed[:, 12:] = (ids[:, 12:] + 1) % 500
+
+    one, other = (llama.activations(batch, mask, "blocks.2.hook_resid_post") for batch in (ids, changed))
+
+    torch.testing.assert_close(one[:, :12], other[:, :12], atol=1e-5, rtol=1e-5)
+    assert float((one[:, 12:] - other[:, 12:]).abs().mean()) > 0.1
+
+
+# Hooks
+
+
+def test_no_hook_stays_after_reading_or_replacing(llama: LanguageModel) -> None:
+    ids, mask = full_batch(llama)
+    before = n_hooks(llama)
+
+    for hook in HOOKS:
+        llama.activations(ids, mask, f"blocks.0.hook_{hook}")
+        llama.next_token_losses(ids, mask, hook_name=f"blocks.0.hook_{hook}", replace=torch.zeros_like)
+
+    assert n_hooks(llama) == before
+
+
+def test_no_hook_stays_after_an_error(llama: LanguageModel) -> None:
+    ids, mask = full_batch(llama)
+    before = n_hooks(llama)
+    plain = llama.next_token_losses(ids, mask, hook_name="blocks.0.hook_resid_pre", replace=None)
+
+    def fail(_: Tensor) -> Tensor:
+        raise ZeroDivisionError
+
+    for hook in HOOKS:
+        with pytest.raises(ZeroDivisionError):
+            llama.next_token_losses(ids, mask, hook_name=f"blocks.1.hook_{hook}", replace=fail)
+        with pytest.raises(IndexError):
+            llama.activations(ids + 10_000, mask, f"blocks.1.hook_{hook}")
+
+    assert n_hooks(llama) == before
+    again = llama.next_token_losses(ids, mask, hook_name="blocks.0.hook_resid_pre", replace=None)
+    assert torch.equal(again, plain)
+
+
+def test_a_hook_that_the_forward_pass_never_reaches_is_reported(tmp_path: Path, refuses: Refuses) -> None:
+    model = load_model(str(save_tiny_model(tmp_path, "llama")))
+    blocks = list(model.blocks)
+    submodule(model.module, "model").layers = nn.ModuleList(blocks[:2])
+    model.blocks = nn.ModuleList(blocks)
+
+    with refuses(ModelError, "blocks.2.hook_resid_post"):
+        model.activations(*full_batch(model), "blocks.2.hook_resid_post")
+
+
+@pytest.mark.parametrize(
+    "hook_name",
+    [
+        "",
+        "resid_post",
+        "blocks.1.resid_post",
+        "blocks.1.hook_z",
+        "blocks.-1.hook_resid_post",
+        "blocks.1.hook_resid_post ",
+    ],
+)
+def test_a_hook_name_that_is_none_is_refused(hook_name: str, llama: LanguageModel, refuses: Refuses) -> None:
+    with refuses(ConfigError, f"{hook_name!r}", "blocks.6.hook_resid_post"):
+        llama.check_hook(hook_name)
+
+
+@pytest.mark.parametrize("layer", [3, 99])
+def test_a_layer_that_does_not_exist_is_refused(layer: int, llama: LanguageModel, refuses: Refuses) -> None:
+    with refuses(ConfigError, f"no layer {layer}", "3 blocks", "0 to 2"):
+        llama.check_hook(f"blocks.{layer}.hook_resid_post")
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("kind", MODEL_KINDS)
+def test_every_kind_has_every_hook_in_every_block(kind: str, hook: str, loaded: Callable[[str], LanguageModel]) -> None:
+    for layer in range(N_LAYERS):
+        loaded(kind).check_hook(f"blocks.{layer}.hook_{hook}")
+
+
+def test_blocks_that_add_the_residual_inside_have_no_outputs_to_read(refuses: Refuses) -> None:
+    config = transformers.BloomConfig(vocab_size=50, hidden_size=16, n_layer=2, n_head=2)
+    info = ModelInfo(model_name="bloom", revision="", architecture="BloomForCausalLM", n_layers=2, d_model=16)
+    bloom = LanguageModel(transformers.BloomForCausalLM(config), None, info)
+
+    bloom.check_hook("blocks.1.hook_resid_post")
+    for hook in ("mlp_out", "attn_out"):
+        with refuses(ConfigError, hook, "use resid_post"):
+            bloom.check_hook(f"blocks.1.hook_{hook}")
+
+
+# Losses and replacement
+
+
+@torch.no_grad()
+def slow_losses(model: LanguageModel, ids: Tensor, mask: Tensor) -> Tensor:
+    logits = plain_forward(model, ids, mask).logits.double()
+    return torch.tensor(
+        [
+            [-float(logits[row, t].log_softmax(dim=0)[ids[row, t + 1]]) for t in range(ids.shape[1] - 1)]
+            for row in range(len(ids))
+        ]
+    )
+
+
+@pytest.mark.parametrize("kind", CAUSAL_KINDS)
+def test_losses_are_those_of_the_plain_forward(kind: str, loaded: Callable[[str], LanguageModel]) -> None:
+    model = loaded(kind)
+    ids, mask = full_batch(model)
+
+    losses = model.next_token_losses(ids, mask, hook_name="blocks.1.hook_resid_post", replace=None)
+
+    torch.testing.assert_close(losses, slow_losses(model, ids, mask), atol=1e-4, rtol=1e-5)
+
+
+def test_losses_of_padded_texts_are_those_of_each_text_alone(llama: LanguageModel) -> None:
+    ids, mask = encoded(llama, [TEXTS[0], TEXTS[16], TEXTS[17]], length=30)
+
+    together = llama.next_token_losses(ids, mask, hook_name="blocks.1.hook_resid_post", replace=torch.zeros_like)
+
+    for row in range(3):
+        length = int(mask[row].sum())
+        alone = llama.next_token_losses(
+            ids[row : row + 1, :length],
+            mask[row : row + 1, :length],
+            hook_name="blocks.1.hook_resid_post",
+            replace=torch.zeros_like,
+        )
+        torch.testing.assert_close(together[row, : length - 1], alone[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("kind", CAUSAL_KINDS)
+def test_replacing_activations_by_themselves_changes_nothing_and_by_zeros_does(
+    kind: str, hook: str, loaded: Callable[[str], LanguageModel]
+) -> None:
+    model = loaded(kind)
+    ids, mask = full_batch(model)
+    hook_name = f"blocks.1.hook_{hook}"
+    seen = []
+
+    def same(model_acts: Tensor) -> Tensor:
+        seen.append(model_acts.clone())
+        return model_acts.clone()
+
+    plain = model.next_token_losses(ids, mask, hook_name=hook_name, replace=None)
+    unchanged = model.next_token_losses(ids, mask, hook_name=hook_name, replace=same)
+    zeroed = model.next_token_losses(ids, mask, hook_name=hook_name, replace=torch.zeros_like)
+
+    assert torch.equal(unchanged, plain)
+    assert len(seen) == 1 and torch.equal(seen[0], model.activations(ids, mask, hook_name))
+    assert float((zeroed - plain).abs().mean()) > 1e-3
+
+
+@pytest.mark.parametrize("kind", CAUSAL_KINDS)
+def test_what_replaces_a_blocks_output_is_what_the_next_block_reads(
+    kind: str, loaded: Callable[[str], LanguageModel]
+) -> None:
+    model = loaded(kind)
+    ids, mask = full_batch(model)
+    other = torch.randn(*ids.shape, D_MODEL, generator=torch.Generator().manual_seed(0))
+
+    leaving = model.next_token_losses(ids, mask, hook_name="blocks.0.hook_resid_post", replace=lambda _: other)
+    entering = model.next_token_losses(ids, mask, hook_name="blocks.1.hook_resid_pre", replace=lambda _: other)
+
+    assert torch.equal(leaving, entering)
+
+
+# Unembedding
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", CAUSAL_KINDS)
+def test_the_unembedding_gives_the_models_logits_of_the_normalised_residual(
+    kind: str, loaded: Callable[[str], LanguageModel]
+) -> None:
+    model = loaded(kind)
+    ids, mask = full_batch(model)
+    resid = model.activations(ids, mask, f"blocks.{N_LAYERS - 1}.hook_resid_post").flatten(0, 1)
+    logits = plain_forward(model, ids, mask).logits.flatten(0, 1)
+    if kind == "gemma2":  # undo its soft cap
+        cap = model.module.config.final_logit_softcapping
+        logits = cap * (logits / cap).atanh()
+    subtracts_mean = kind in ("gpt2", "gpt_neox")
+    centred = resid - resid.mean(dim=1, keepdim=True) if subtracts_mean else resid
+    scale = (centred.square().mean(dim=1, keepdim=True) + 1e-6).rsqrt()
+
+    W_U = model.unembedding()
+
+    assert W_U is not None and W_U.shape == (D_MODEL, model.module.config.vocab_size)
+    missing = logits - (resid * scale) @ W_U  # the norm's bias through the head: the same on every token
+    missing = missing - missing.mean(dim=0)
+    missing = missing - missing.mean(dim=1, keepdim=True)
+    assert float(missing.abs().max()) < 2e-3 * float(logits.std())
+    if subtracts_mean:
+        torch.testing.assert_close((torch.ones(D_MODEL) @ W_U), torch.zeros(W_U.shape[1]), atol=1e-4, rtol=0)
+
+
+def test_a_direction_alone_before_the_final_norm_gives_the_logits_that_the_unembedding_says(
+    llama: LanguageModel,
+) -> None:
+    ids, mask = full_batch(llama)
+    W_U = llama.unembedding()
+    assert W_U is not None
+    direction = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(3))
+
+    losses = llama.next_token_losses(
+        ids, mask, hook_name="blocks.2.hook_resid_post", replace=lambda acts: (5 * direction).expand_as(acts)
+    )
+
+    logits = direction / direction.square().mean().sqrt() @ W_U
+    torch.testing.assert_close(losses, -logits.log_softmax(dim=0)[ids[:, 1:]], atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_without_a_head_has_no_unembedding(loaded: Callable[[str], LanguageModel]) -> None:
+    assert loaded("bert").unembedding() is None
+
+
+# Bad input
+
+
+def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path, refuses: Refuses) -> None:
+    for name in (str(tmp_path / "nowhere"), "./nowhere", "~/nowhere-at-all", "a/b/c"):
+        with refuses(ModelError, name, "check the path"):
+            load_model(name)
+        with refuses(ModelError, name, "check the path"):
+            load_tokenizer(name)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path, refuses: Refuses) -> None:
+    for load in (load_model, load_tokenizer):
+        with refuses(ModelError, str(tmp_path), "no config.json"):
+            load(str(tmp_path))
+
+
+@pytest.fixture
+def damaged(tmp_path: Path, llama: LanguageModel) -> Path:
+    """A copy of a whole model, for tests that break it."""
+    return Path(shutil.copytree(llama.info.model_name, tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("config.json", b"no json"),
+        ("config.json", b"[]"),
+        ("config.json", b'{"model_type": "a-kind-of-the-future"}'),
+        ("config.json", b'{"model_type": "llama", "hidden_size": "wide"}'),
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\x10\0\0\0\0\0\0\0{half"),
+        ("model.safetensors", None),
+        ("tokenizer.json", b'{"half":'),
+        ("tokenizer.json", b'{"added_tokens": []}'),
+        ("tokenizer.json", None),
+    ],
+    ids=[
+        "config-garbage",
+        "config-list",
+        "unknown-kind",
+        "config-of-wrong-type",
+        "weights-empty",
+        "weights-half-written",
+        "weights-missing",
+        "tokenizer-half-written",
+        "tokenizer-without-model",
+        "tokenizer-missing",
+    ],
+)
+def test_a_damaged_folder_is_refused(name: str, data: bytes | None, damaged: Path, refuses: Refuses) -> None:
+    if data is None:
+        (damaged / name).unlink()
+        if name == "tokenizer.json":
+            (damaged / "tokenizer_config.json").unlink()
+    else:
+        (damaged / name).write_bytes(data)
+
+    with refuses(ModelError, str(damaged), "cannot be loaded"):
+        load_model(str(damaged))
+
+
+def test_weights_of_another_shape_are_refused(damaged: Path, refuses: Refuses) -> None:
+    config = json.loads((damaged / "config.json").read_text())
+    (damaged / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
+
+    with refuses(ModelError, str(damaged), "cannot be loaded"):
+        load_model(str(damaged))
+
+
+def test_a_models_own_program_code_is_never_run_nor_asked_about(
+    damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: Refuses
+) -> None:
+    config = json.loads((damaged / "config.json").read_text())
+    own = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model", "AutoModel": "own.Model"}
+    (damaged / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": own}))
+    (damaged / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "y")
+
+    with refuses(ModelError, str(damaged), "never runs"):
+        load_model(str(damaged))
+
+    assert asked == []
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # as HF_HUB_OFFLINE=1 sets it
+
+
+@pytest.mark.usefixtures("_offline")
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+@pytest.mark.parametrize("name", ["nobody/no-such-model", "no-such-model", "not a name"])
+def test_an_unknown_model_is_refused_at_once_when_offline(
+    name: str, load: Callable[[str], Any], refuses: Refuses
+) -> None:
+    started = time.monotonic()
+
+    with refuses(ModelError, name, "give a folder"):
+        load(name)
+
+    assert time.monotonic() - started < 5  # with retries it would be half a minute
+
+
+def hub_error(kind: type[GatedRepoError | RepositoryNotFoundError], status: int) -> OSError:
+    """What transformers raises when the hub answers with this status."""
+    response = httpx.Response(status, request=httpx.Request("HEAD", "https://huggingface.co/owner/name"))
+    error = OSError("You are trying to access a gated repo.\nMake sure to have access to it.")
+    error.__cause__ = kind("Access denied.\nAsk for it.", response=response)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (hub_error(GatedRepoError, 403), ["is gated", "hf auth login"]),
+        (hub_error(RepositoryNotFoundError, 404), ["not on the hub", "check the name"]),
+        (OSError("We couldn't connect\nto the hub."), ["hub cannot be reached", "give a folder"]),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried to"), ["memory", "--dtype bfloat16"]),
+        (ValueError("Unrecognized configuration class\nfor this model"), ["Unrecognized configuration class"]),
+        (ImportError("needs `sentencepiece`\nto be installed"), ["needs `sentencepiece`"]),
+        (RuntimeError(""), ["RuntimeError"]),
+    ],
+    ids=["gated", "not-found", "no-network", "out-of-memory", "unknown-kind", "missing-package", "silent"],
+)
+def test_what_the_hub_and_transformers_raise_becomes_one_sentence(
+    error: Exception, words: list[str], monkeypatch: pytest.MonkeyPatch, refuses: Refuses
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
+
+    for load in (load_model, load_tokenizer):
+        with refuses(ModelError, "owner/name", *words):
+            load("owner/name")
+
+
+def test_an_unknown_dtype_is_refused(llama: LanguageModel, refuses: Refuses) -> None:
+    with refuses(ConfigError, "'float64'", "float32, bfloat16, float16"):
+        load_model(llama.info.model_name, dtype="float64")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:77", "", "cpu:x"])
+def test_a_device_that_is_not_here_is_refused(device: str, llama: LanguageModel, refuses: Refuses) -> None:
+    with refuses(ConfigError, f"{device!r}", "--device cpu"):
+        load_model(llama.info.model_name, device=device)
+
+
+@pytest.mark.parametrize(("has_cuda", "expected"), [(True, "cuda"), (False, "cpu")])
+def test_the_device_is_the_gpu_where_there_is_one(
+    has_cuda: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_module.torch.cuda, "is_available", lambda: has_cuda)
+
+    assert choose_device(None) == torch.device(expected)
+    assert choose_device("cpu") == torch.device("cpu")
