@@ -57,6 +57,12 @@ class TrainConfig:
         _require(0 <= self.warmup_share <= 1, f"warmup_share is {self.warmup_share}: give a share between 0 and 1")
         _require(0 <= self.decay_share <= 1, f"decay_share is {self.decay_share}: give a share between 0 and 1")
         _require(self.learning_rate is None or self.learning_rate > 0, "learning_rate must be above 0")
+        _require(self.aux_coefficient >= 0, f"aux_coefficient is {self.aux_coefficient}: give 0 or more")
+        _require(
+            self.dead_after_tokens is None or self.dead_after_tokens >= 1,
+            f"dead_after_tokens is {self.dead_after_tokens}: give at least 1",
+        )
+        _require(self.seed >= 0, f"seed is {self.seed}: give 0 or more")
         _require(self.dtype in DTYPES, f"dtype {self.dtype!r} is not known: choose one of {', '.join(DTYPES)}")
 
     @property
@@ -102,6 +108,9 @@ class IndexConfig:
             f"context_size is {self.context_size}: a context needs at least 2 tokens",
         )
         _require(self.top_examples >= 1, f"top_examples is {self.top_examples}: keep at least one")
+        for name in ("band_examples", "random_examples", "promoted_tokens", "nearest_features"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: keep at least one")
+        _require(self.seed >= 0, f"seed is {self.seed}: give 0 or more")
         _require(0 < self.dense_threshold <= 1, f"dense_threshold is {self.dense_threshold}: give a share up to 1")
         _require(self.batch_contexts >= 1, f"batch_contexts is {self.batch_contexts}: give at least 1")
 

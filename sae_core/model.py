@@ -42,8 +42,10 @@ _ATTENTION_PATHS = (
 )
 # Blocks whose MLP or attention returns its sum with the residual stream, so that what it adds stands nowhere.
 _ADDING_INSIDE = frozenset({"BloomBlock", "MptBlock"})
+_CAUSAL_KINDS = ("ForCausalLM", "LMHead", "ForConditionalGeneration")
 _FINAL_NORMS = (
     "model.norm",
+    "model.language_model.norm",
     "transformer.ln_f",
     "gpt_neox.final_layer_norm",
     "model.final_layernorm",
@@ -202,12 +204,12 @@ def load_model(model_name: str, *, dtype: str = "float32", device: str | None = 
 
     logging.disable_progress_bar()  # loading bars would stand between a job's own lines
     with _model_errors(model_name):
-        # Where it is left out, transformers asks at the terminal whether to run a model's own code.
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        is_encoder = not any("CausalLM" in name or "LMHead" in name for name in (config.architectures or []))
-        loader = AutoModel if is_encoder else AutoModelForCausalLM
-        module = loader.from_pretrained(source, dtype=getattr(torch, dtype), trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        options = _loading_options(source)
+        config = AutoConfig.from_pretrained(source, **options)
+        is_causal = any(kind in name for name in (config.architectures or []) for kind in _CAUSAL_KINDS)
+        loader = AutoModelForCausalLM if is_causal else AutoModel
+        module = loader.from_pretrained(source, dtype=getattr(torch, dtype), **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
         module.to(chosen)
     text_config = config.get_text_config()
     info = ModelInfo(
@@ -226,7 +228,28 @@ def load_tokenizer(model_name: str) -> Any:
     from transformers import AutoTokenizer
 
     with _model_errors(model_name):
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(source, **_loading_options(source))
+
+
+def _loading_options(source: str) -> dict[str, Any]:
+    """Options of every `from_pretrained`. Asks the hub once: without an answer only this machine's cache is used.
+
+    By themselves the loaders would ask again and again for most of a minute.
+    """
+    # Where trust_remote_code is left out, transformers asks at the terminal whether to run a model's own code.
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if Path(source).is_dir():
+        return options
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().model_info(source, timeout=10)
+    except HfHubHTTPError:
+        raise  # the hub's own answer: gated, private or unknown
+    except Exception:  # offline, in as many ways as there are networks
+        options["local_files_only"] = True
+    return options
 
 
 def choose_device(device: str | None) -> torch.device:
@@ -307,8 +330,8 @@ def _folder_fingerprint(folder: Path) -> str:
 
 def _find_blocks(module: nn.Module) -> nn.ModuleList:
     n_layers = module.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
-    for child in module.modules():
-        if isinstance(child, nn.ModuleList) and len(child) == n_layers:
+    for name, child in module.named_modules():
+        if isinstance(child, nn.ModuleList) and len(child) == n_layers and "vision" not in name:
             return child
     raise ModelError(f"{type(module).__name__} keeps its blocks in no list that saescope knows; use another model.")
 

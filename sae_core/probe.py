@@ -37,6 +37,8 @@ class Prober:
         started = time.monotonic()
         if not text.strip():
             raise PromptError("The prompt is empty; type some text.")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise PromptError("The prompt has half of a character (a lone surrogate); remove it.")
         ids = self.model.tokenizer.encode(text, add_special_tokens=False, verbose=False)
         if len(ids) > max_tokens:
             raise PromptTooLongError(

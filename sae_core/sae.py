@@ -98,12 +98,14 @@ def load_sae(folder: Path, *, device: torch.device | str = "cpu") -> TopKSAE:
     try:
         shape = json.loads((folder / SHAPE_FILE).read_text())
         tensors = load_file(folder / WEIGHTS_FILE)
-        sae = TopKSAE(shape["d_in"], shape["d_sae"], shape["k"])
-        with torch.no_grad():
-            for name, parameter in sae.named_parameters():
-                parameter.copy_(tensors[name])
-    except FileNotFoundError as error:
+        d_in, d_sae, k = (int(shape[name]) for name in ("d_in", "d_sae", "k"))
+        sae = TopKSAE(d_in, d_sae, k)
+        for name, parameter in sae.named_parameters():
+            if tensors[name].shape != parameter.shape or not 1 <= k <= d_sae:
+                raise ValueError(f"{name} does not fit {SHAPE_FILE}")
+            parameter.data.copy_(tensors[name])
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise WeightsError(f"There are no SAE weights in {folder}; train the SAE again, or check --home.") from error
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise WeightsError(f"The SAE weights in {folder} are damaged; train the SAE again.") from error
     return sae.to(device).requires_grad_(False)

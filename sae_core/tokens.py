@@ -62,7 +62,11 @@ def framing(tokenizer: Any, *, prepend_bos: bool | None = None) -> Framing:
 def special_ids(tokenizer: Any) -> frozenset[int]:
     """Ids of BOS, EOS and the like, and of every added token that the tokenizer marks as special."""
     added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset(tokenizer.all_special_ids) | added
+    special = frozenset(tokenizer.all_special_ids) | added
+    framing_ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    if tokenizer.unk_token_id in framing_ids:  # GPT-2 has one token for all of them
+        return special
+    return special - {tokenizer.unk_token_id}  # an unknown word is text
 
 
 def iter_contexts(

@@ -28,7 +28,9 @@ def contexts_of(model: LanguageModel, *, size: int = 24) -> list[TokenContext]:
     return list(iter_contexts(documents, model.tokenizer, context_size=size, frame=frame))
 
 
-def stream_of(model: LanguageModel, contexts: Iterable[TokenContext], *, skip: int = 0, seed: int = 0) -> ActivationStream:
+def stream_of(
+    model: LanguageModel, contexts: Iterable[TokenContext], *, skip: int = 0, seed: int = 0
+) -> ActivationStream:
     held = list(contexts)
     return ActivationStream(
         model,

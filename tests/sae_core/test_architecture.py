@@ -31,8 +31,12 @@ def test_sae_core_never_imports_app() -> None:
 
 
 def test_only_schema_and_store_know_sql() -> None:
-    knowing = {path.relative_to(ROOT).as_posix() for path in SOURCES if roots(path) & {"sqlalchemy", "alembic", "psycopg"}}
-    allowed = {name for name in knowing if name.startswith(("sae_core/store", "sae_core/schema", "sae_core/migrations/"))}
+    knowing = {
+        path.relative_to(ROOT).as_posix() for path in SOURCES if roots(path) & {"sqlalchemy", "alembic", "psycopg"}
+    }
+    allowed = {
+        name for name in knowing if name.startswith(("sae_core/store", "sae_core/schema", "sae_core/migrations/"))
+    }
     assert knowing == allowed
     assert "sae_core/store.py" in knowing
 

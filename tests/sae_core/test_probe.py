@@ -123,3 +123,8 @@ def test_the_text_of_a_special_token_in_a_prompt_is_marked_special(prober: Probe
     result = prober.probe(f"one {bos} two")
     inside = [token for token in result.tokens[1:] if token.token_id == prober.model.tokenizer.bos_token_id]
     assert all(token.is_special and token.features == () for token in inside)
+
+
+def test_half_a_character_is_refused(prober: Prober) -> None:
+    with pytest.raises(PromptError, match="half of a character"):
+        prober.probe("a\ud800b")

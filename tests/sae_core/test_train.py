@@ -156,7 +156,9 @@ def test_a_layer_that_does_not_exist_is_said_before_training(config: TrainConfig
         train(dataclasses.replace(config, layer=9), runs=tmp_path, slug="one")
 
 
-@pytest.mark.parametrize(("text", "said"), [("", "no text"), ("Too short.", "fewer than one context")], ids=["empty", "short"])
+@pytest.mark.parametrize(
+    ("text", "said"), [("", "no text"), ("Too short.", "fewer than one context")], ids=["empty", "short"]
+)
 def test_too_little_text_is_said(config: TrainConfig, tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "a.txt").write_text(text)
     with pytest.raises(CorpusError, match=said):
