@@ -134,7 +134,7 @@ async def probe_report(
             sort=sort,
             n_features=sum(f.max_activation > 0 for f in features),
             tokens=tuple(_report_tokens(result, top_k=top_k, labels=texts, known=known)),
-            features=tuple(_report_feature(f, labels=texts, known=known) for f in shown),
+            features=tuple(_report_feature(f, n_tokens=len(result.tokens), labels=texts, known=known) for f in shown),
         )
 
     return await run_in_threadpool(report)
@@ -190,8 +190,9 @@ def probe_view(report: ProbeReport, *, feature: int | None, token: int | None) -
 def _with_pinned(result: ProbeResult, pinned: int | None) -> list[ProbeFeature]:
     features = list(result.features)
     if pinned is not None and all(feature.feature_index != pinned for feature in features):
-        silent = (0.0,) * len(result.tokens)
-        features.append(ProbeFeature(feature_index=pinned, max_activation=0.0, max_position=0, activations=silent))
+        features.append(
+            ProbeFeature(feature_index=pinned, max_activation=0.0, max_position=0, positions=(), activations=())
+        )
     return features
 
 
@@ -230,7 +231,7 @@ def _report_tokens(
 
 
 def _report_feature(
-    feature: ProbeFeature, *, labels: Mapping[int, str], known: Mapping[int, FeaturePoint]
+    feature: ProbeFeature, *, n_tokens: int, labels: Mapping[int, str], known: Mapping[int, FeaturePoint]
 ) -> ReportFeature:
     point = known.get(feature.feature_index)
     return ReportFeature(
@@ -240,7 +241,7 @@ def _report_feature(
         corpus_max=point.max_activation if point else None,
         max_activation=feature.max_activation,
         max_position=feature.max_position,
-        activations=feature.activations,
+        activations=feature.on_every_token(n_tokens),
     )
 
 

@@ -65,7 +65,7 @@ class Prober:
                     features=tuple(strongest[:top_k]),
                 )
             )
-        features = [_over_text(index, activations, len(tokens)) for index, activations in active.items()]
+        features = [_over_text(index, activations) for index, activations in active.items()]
         features.sort(key=lambda feature: (-feature.max_activation, feature.feature_index))
         return ProbeResult(
             slug=self.info.slug,
@@ -84,11 +84,12 @@ class Prober:
         return code.indices.tolist(), code.values.tolist()
 
 
-def _over_text(feature_index: int, activations: dict[int, float], n_tokens: int) -> ProbeFeature:
+def _over_text(feature_index: int, activations: dict[int, float]) -> ProbeFeature:
     strongest = max(activations, key=lambda position: (activations[position], -position))
     return ProbeFeature(
         feature_index=feature_index,
         max_activation=activations[strongest],
         max_position=strongest,
-        activations=tuple(activations.get(position, 0.0) for position in range(n_tokens)),
+        positions=tuple(activations),
+        activations=tuple(activations.values()),
     )

@@ -264,12 +264,18 @@ class ProbeToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeFeature:
-    """A feature over a whole probe, with its activation on every token."""
+    """A feature over a whole probe: the tokens on which it is active, ascending, and how strongly."""
 
     feature_index: int
     max_activation: float
     max_position: int
-    activations: tuple[float, ...]
+    positions: tuple[int, ...]
+    activations: tuple[float, ...]  # at `positions`
+
+    def on_every_token(self, n_tokens: int) -> tuple[float, ...]:
+        """Its activation on each of the probe's tokens, 0 where it is inactive."""
+        known = dict(zip(self.positions, self.activations, strict=True))
+        return tuple(known.get(position, 0.0) for position in range(n_tokens))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

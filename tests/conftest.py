@@ -18,6 +18,11 @@ from sae_core.store import Store
 from tests.factories import make_store
 
 KINDS = ["sqlite", "postgresql"]
+# Read when torch, tokenizers and the hub's client are imported, which no conftest does: tiny models are fastest on one
+# thread, and no test needs the network.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(scope="session")

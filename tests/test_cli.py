@@ -1,4 +1,4 @@
-"""The command line as a user meets it: real processes where it matters, one sentence and an exit code for every error."""
+"""The command line as a user meets it: real processes where it matters, a sentence and an exit code for each error."""
 
 import json
 import os

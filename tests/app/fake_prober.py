@@ -57,10 +57,17 @@ def _active(word: str, sae: SAEInfo, top_k: int, position: int) -> tuple[ActiveF
 
 
 def _over_text(feature_index: int, tokens: list[ProbeToken]) -> ProbeFeature:
-    values = tuple(
-        next((a.activation for a in token.features if a.feature_index == feature_index), 0.0) for token in tokens
-    )
-    largest = max(values)
+    values = {
+        position: active.activation
+        for position, token in enumerate(tokens)
+        for active in token.features
+        if active.feature_index == feature_index
+    }
+    strongest = max(values, key=lambda position: (values[position], -position))
     return ProbeFeature(
-        feature_index=feature_index, max_activation=largest, max_position=values.index(largest), activations=values
+        feature_index=feature_index,
+        max_activation=values[strongest],
+        max_position=strongest,
+        positions=tuple(values),
+        activations=tuple(values.values()),
     )

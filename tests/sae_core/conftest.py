@@ -1,17 +1,11 @@
-"""One thread and no network for every test of the core, and one tiny model on disk for all of them."""
+"""One tiny model on disk for all tests of the core."""
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-
-# Read when torch, tokenizers and the hub's client are imported, which no conftest does.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -115,7 +115,8 @@ def test_kill_minus_nine_loses_no_more_than_the_time_since_the_last_checkpoint(
     config = dataclasses.replace(config, tokens=2_000_000, checkpoint_seconds=0.2)
     config.save(tmp_path / "job.json")
     code = (
-        "import sys; from pathlib import Path; from sae_core.config import TrainConfig; from sae_core.train import train\n"
+        "import sys; from pathlib import Path\n"
+        "from sae_core.config import TrainConfig; from sae_core.train import train\n"
         "train(TrainConfig.load(Path(sys.argv[1])), runs=Path(sys.argv[2]), slug='one')"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "job.json"), str(tmp_path / "runs")]
