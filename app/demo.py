@@ -5,8 +5,8 @@ from sae_core.errors import NotFoundError
 from sae_core.store import Store
 
 SLUG = "demo-l3-4k"
-TRAINING = TrainConfig(model="demo", layer=3, corpus=("python-docs",), d_sae=4096, k=32, tokens=2_000_000)
-INDEXING = IndexConfig(slug=SLUG, corpus=("python-docs",), tokens=1_000_000)
+TRAINING = TrainConfig(model="demo", layer=3, corpus=("python-docs",), d_sae=4096, k=32, tokens=1_200_000)
+INDEXING = IndexConfig(slug=SLUG, corpus=("python-docs",), tokens=600_000)
 
 
 def is_ready(store: Store) -> bool:
