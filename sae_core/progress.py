@@ -22,7 +22,7 @@ def progress_bar(*, total: int, done: int = 0, what: str, unit: str = " tokens")
         unit_scale=True,
         dynamic_ncols=is_terminal,
         mininterval=0.2 if is_terminal else 10.0,
-        smoothing=0.1,
+        smoothing=0,  # the mean since the start: batches come in bursts, one after each filling of the buffer
         leave=True,
         bar_format="{desc} {percentage:3.0f}% |{bar:24}| " + counts,
     )
