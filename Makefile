@@ -28,8 +28,8 @@ test: .venv/.installed-dev browser ## Run all tests, on SQLite, PostgreSQL and C
 	@$(python) -m pytest
 
 .PHONY: test-fast
-test-fast: .venv/.installed-dev ## Run the tests that need neither a browser nor patience: under 30 seconds
-	@$(python) -m pytest -m "not slow and not browser"
+test-fast: .venv/.installed-dev ## Run the tests that need no browser, no PostgreSQL and no patience
+	@$(python) -m pytest -m "not slow and not browser" -k "not postgresql"
 
 .PHONY: lint
 lint: .venv/.installed-dev ## Check style, format and types

@@ -55,6 +55,7 @@ def train_arguments(model_folder: Path, corpus_file: Path, **changed: object) ->
     return ["train", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
 
 
+@pytest.mark.slow
 def test_train_index_and_serve_from_commands_to_a_feature_page(
     model_folder: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,6 +76,7 @@ def test_train_index_and_serve_from_commands_to_a_feature_page(
         assert probe.status_code == 200, probe.text
 
 
+@pytest.mark.slow
 def test_training_again_and_indexing_again_replace_nothing_they_should_not(
     model_folder: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

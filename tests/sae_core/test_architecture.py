@@ -63,6 +63,7 @@ def test_importing_it_loads_no_torch(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_training_and_indexing_need_no_web_or_database_packages() -> None:
     blocked = ["fastapi", "starlette", "sqlalchemy", "alembic", "psycopg", "uvicorn", "jinja2", "plotly"]
     code = (
