@@ -29,7 +29,7 @@ test: .venv/.installed-dev browser ## Run all tests, on SQLite, PostgreSQL and C
 
 .PHONY: test-fast
 test-fast: .venv/.installed-dev ## Run the tests that need no browser, no PostgreSQL and no patience
-	@$(python) -m pytest -m "not slow and not browser" -k "not postgresql"
+	@$(python) -m pytest -n 2 --dist loadfile -m "not slow and not browser" -k "not postgresql"
 
 .PHONY: lint
 lint: .venv/.installed-dev ## Check style, format and types

@@ -96,6 +96,7 @@ def test_page_links_to_a_json_twin(client: TestClient, path: str) -> None:
     assert twin.headers["content-type"] == "application/json"
 
 
+@pytest.mark.slow
 def test_links_within_the_site_lead_somewhere(client: TestClient) -> None:
     addresses: dict[str, str] = {}  # one of each kind: numbers, texts and cursors aside
     for path in PAGES:

@@ -65,6 +65,7 @@ def test_it_learns_and_leaves_weights_config_and_metrics(config: TrainConfig, tm
     assert not (folder / "checkpoint.pt").exists()
 
 
+@pytest.mark.slow
 def test_the_saved_sae_reads_the_models_own_activations(config: TrainConfig, tmp_path: Path) -> None:
     from sae_core.activations import counted_activations
     from sae_core.corpus import iter_documents
