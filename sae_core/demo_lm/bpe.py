@@ -27,7 +27,7 @@ class Prepared:
     """Everything that training reads."""
 
     tokenizer: Any
-    stream: np.ndarray  # (n_tokens,) uint16, documents in random order, each followed by EOS
+    stream: np.ndarray  # (n_tokens,) uint16, documents in random order, each between BOS and EOS
     held_out: list[SourceText]
     facts: dict[str, object]  # about the data, for the card
 
@@ -89,7 +89,7 @@ def _tokenise(training: list[SourceText], work: Path, *, seed: int) -> None:
     rows = []
     for start in range(0, len(repeated), 256):
         texts = [document.text for document in repeated[start : start + 256]]
-        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        encoded = tokenizer(texts, verbose=False)["input_ids"]
         rows += [np.array([*ids, tokenizer.eos_token_id], dtype=np.uint16) for ids in encoded]
     stream = np.concatenate(rows)
     np.save(work / "stream.npy", stream)
