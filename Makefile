@@ -46,6 +46,14 @@ format: .venv/.installed-dev ## Format the code and repair what the linter can
 screenshots: .venv/.installed-dev browser ## Photograph every page, light and dark, desktop and phone
 	@$(python) -m tests.browser.screenshots
 
+.PHONY: bench-train
+bench-train: .venv/.installed ## Time training against its floor and its peers (40 minutes; quick: make bench-train ARGS='--quick --no-peers')
+	@$(python) -m benchmarks.train $(ARGS)
+
+.PHONY: bench-pipeline
+bench-pipeline: .venv/.installed ## Time training from text against its parts, and six SAEs together against one by one
+	@$(python) -m benchmarks.pipeline $(ARGS)
+
 .PHONY: clean
 clean: ## Remove .venv and what tools left behind; your runs and databases stay
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

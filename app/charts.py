@@ -13,10 +13,10 @@ from pathlib import Path
 from app.examples import step
 from app.numbers import number, percent
 from sae_core.errors import StoreError
+from sae_core.metrics import BINS_PER_DECADE, LEAST_EXPONENT, density_histogram
 from sae_core.records import N_BANDS, Feature, FeaturePoint, Histogram
 
-LEAST_DENSITY, LEAST_EXPONENT = 1e-6, -6  # the left end of every density axis
-BINS_PER_DECADE = 8
+LEAST_DENSITY = 10.0**LEAST_EXPONENT  # the left end of every density axis
 GL_POINTS = 8000  # above this many points the scatter is drawn on a WebGL canvas
 
 
@@ -152,7 +152,7 @@ def token_sparkline(activations: Sequence[float], *, scale: float, width: int = 
 
 def density_chart(points: Sequence[FeaturePoint], *, width: float = 560, height: float = 150) -> BarChart:
     """How many features have which density; dead ones are left out and counted elsewhere."""
-    counts = _density_counts(points)
+    counts = density_histogram(point.density for point in points).counts
     top = max(counts) or 1
     each = width / len(counts)
     bars = [
@@ -162,6 +162,24 @@ def density_chart(points: Sequence[FeaturePoint], *, width: float = 560, height:
     ]
     decades = range(LEAST_EXPONENT, 1)
     ticks = [Tick(x=width * (i / -LEAST_EXPONENT), text=_decade(e)) for i, e in enumerate(decades)]
+    return BarChart(width=width, height=height, bars=tuple(bars), ticks=tuple(ticks))
+
+
+def cosine_chart(histogram: Histogram, *, width: float = 560, height: float = 150) -> BarChart:
+    """How many features have which encoder·decoder cosine, from −1 to 1."""
+    counts, edges = histogram.counts, histogram.edges
+    top = max(counts, default=0)
+    bars = [
+        Bar(
+            x=width * (low + 1) / 2,
+            width=width * (high - low) / 2 - 1,
+            height=height * n / top,
+            title=f"{number(low, digits=2)} to {number(high, digits=2)}: {n:,} features",
+        )
+        for low, high, n in zip(edges, edges[1:], counts, strict=False)
+        if n
+    ]
+    ticks = [Tick(x=width * (mark + 1) / 2, text=number(mark, digits=1)) for mark in (-1, -0.5, 0, 0.5, 1)]
     return BarChart(width=width, height=height, bars=tuple(bars), ticks=tuple(ticks))
 
 
@@ -186,7 +204,7 @@ def density_heatmap(points: Sequence[FeaturePoint], *, columns: int = 48, rows: 
 
 def density_figure(points: Sequence[FeaturePoint]) -> dict[str, object]:
     """The Plotly histogram of log densities."""
-    counts = _density_counts(points)
+    counts = density_histogram(point.density for point in points).counts
     centres = [10 ** (LEAST_EXPONENT + (i + 0.5) / BINS_PER_DECADE) for i in range(len(counts))]
     trace = {
         "type": "bar",
@@ -233,14 +251,6 @@ def _layout(*, y_title: str) -> dict[str, object]:
         "hovermode": "closest",
         "dragmode": False,
     }
-
-
-def _density_counts(points: Sequence[FeaturePoint]) -> list[int]:
-    counts = [0] * (-LEAST_EXPONENT * BINS_PER_DECADE)
-    for point in points:
-        if point.density > 0:
-            counts[min(len(counts) - 1, int(len(counts) * density_share(point.density)))] += 1
-    return counts
 
 
 def _density_range(position: int) -> str:

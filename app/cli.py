@@ -5,7 +5,6 @@ the command, 1 for what went wrong around it, 130 for Ctrl-C.
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -15,6 +14,14 @@ from typing import TYPE_CHECKING, Any
 from app.settings import Settings
 from sae_core.disk import saving
 from sae_core.errors import SaescopeError
+from sae_core.train_arguments import (
+    add_corpus_arguments,
+    add_device_argument,
+    add_train_arguments,
+    count,
+    sweep_configs,
+    train_config,
+)
 
 if TYPE_CHECKING:
     from sae_core.config import IndexConfig, TrainConfig
@@ -33,7 +40,7 @@ the text that activates it most, and browse the result.
   saescope serve"""
 
 TRAIN = """\
-Train a TopK SAE on the activations of a language model.
+Train an SAE on the activations of a language model, or a transcoder that predicts one hook point from another.
 
 The model is read from a folder, from the Hugging Face cache or from the hub. Training shows FVU (the share of variance
 not explained), L0 (active features per token) and the share of dead features. Ctrl-C stops it after the current step;
@@ -44,12 +51,30 @@ examples:
   saescope train --model demo --layer 3 --corpus python-docs
   saescope train --model meta-llama/Llama-3.2-1B --layer 8 --dtype bfloat16 \\
       --corpus hub:HuggingFaceFW/fineweb-edu --d-sae 32768 --k 64 --tokens 100M
-  saescope train --model ./my-model --layer 6 --hook mlp_out --corpus notes.jsonl --text-field body"""
+  saescope train --model ./my-model --layer 6 --hook mlp_out --corpus notes.jsonl --text-field body
+  saescope train --model demo --layer 2 --hook mlp_in --target-hook mlp_out --architecture batchtopk \\
+      --corpus python-docs"""
+
+SWEEP = """\
+Train an SAE for every combination of the given --layer, --architecture, --d-sae, --k and --seed, all on one pass
+through the model, then measure each as `saescope eval` does and print one table. Each SAE is the one that
+`saescope train` would have made alone. Ctrl-C stops after the current step; the same command goes on from there."""
+
+SWEEP_EXAMPLES = """\
+examples:
+  saescope sweep --model demo --layer 3 --corpus python-docs --architecture topk batchtopk jumprelu --k 8 16 32 64
+  saescope sweep --model ./my-model --layer 4 8 12 --corpus notes.jsonl --seed 0 1 --slug mine"""
 
 INDEX = """\
 Measure an SAE on a corpus: one pass of the model finds each feature's density, its top examples, samples of weaker
 activations, the tokens it promotes and the features nearest to it. The database shows the index when it is complete.
 Indexing the same SAE on a corpus of the same name again replaces the older index."""
+
+EVAL = """\
+Measure how good an SAE is on a corpus, in one pass of the model: how well it reconstructs (FVU, explained variance,
+cosine), what the model still predicts with the reconstruction in place (CE losses, CE recovered, KL), and how its
+features are spread (L0, dead and dense shares, densities). Nothing is stored: `saescope index` stores the same numbers
+with its index. docs/metrics.md defines each."""
 
 SERVE = """\
 Serve the dashboard. Pages answer at once; the model is loaded, in a process of its own, when a text is first probed."""
@@ -57,11 +82,6 @@ Serve the dashboard. Pages answer at once; the model is loaded, in a process of 
 DEMO = """\
 Train an SAE on the small language model that ships with saescope, index it on Python's own documentation and sources,
 and serve the dashboard. What was done before is not done again, so a second call serves at once."""
-
-CORPUS_HELP = (
-    "where the text comes from: files, folders, 'globs', .jsonl and .parquet files (one document per row), "
-    "hub:NAME[:CONFIG] for a hub data set (streamed), python-docs for this Python's own documentation and sources"
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,8 +104,15 @@ def make_parser() -> argparse.ArgumentParser:
         prog="saescope", description=INTRODUCTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_train(_command(commands, "train", "train an SAE on a model's activations", TRAIN, TRAIN_EXAMPLES))
+    training = _command(commands, "train", "train an SAE on a model's activations", TRAIN, TRAIN_EXAMPLES)
+    add_train_arguments(training)
+    training.set_defaults(run=run_train)
+    sweeping = _command(commands, "sweep", "train many SAEs at once and compare them", SWEEP, SWEEP_EXAMPLES)
+    add_train_arguments(sweeping, sweeps=True)
+    _add_comparison(sweeping)
+    sweeping.set_defaults(run=run_sweep)
     _add_index(_command(commands, "index", "measure an SAE on a corpus and fill the dashboard", INDEX))
+    _add_eval(_command(commands, "eval", "measure how good an SAE is on a corpus", EVAL))
     serve = _command(commands, "serve", "serve the dashboard", SERVE)
     _add_address(serve)
     serve.set_defaults(run=run_serve)
@@ -97,14 +124,41 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run_train(arguments: argparse.Namespace) -> int:
     """`saescope train`."""
-    from sae_core.config import TrainConfig
+    from sae_core.train import default_slug
 
-    given = {name: value for name, value in vars(arguments).items() if name in TrainConfig.__dataclass_fields__}
-    config = TrainConfig(**{**given, "corpus": tuple(arguments.corpus)})
-    info = train_and_add(config, slug=arguments.slug, settings=_settings(arguments))
-    if info is None:
+    config = train_config(arguments)
+    infos = train_and_add({arguments.slug or default_slug(config): config}, settings=_settings(arguments))
+    if infos is None:
         return STOPPED
-    print(f"The SAE is ready. Next: saescope index {info.slug} --corpus {' '.join(arguments.corpus)}")
+    print(f"The SAE is ready. Next: saescope index {infos[0].slug} --corpus {' '.join(arguments.corpus)}")
+    return 0
+
+
+def run_sweep(arguments: argparse.Namespace) -> int:
+    """`saescope sweep`."""
+    from app import card
+    from sae_core.config import IndexConfig
+    from sae_core.evaluate import evaluate
+    from sae_core.train import default_slug
+
+    infos = train_and_add(sweep_configs(arguments, named=default_slug), settings=_settings(arguments))
+    if infos is None:
+        return STOPPED
+    evaluations = []
+    for info in infos:
+        config = IndexConfig(
+            slug=info.slug,
+            corpus=tuple(arguments.eval_corpus or arguments.corpus),
+            text_field=arguments.text_field,
+            tokens=arguments.eval_tokens,
+            device=arguments.device,
+        )
+        evaluation = evaluate(info, config)
+        if evaluation is None:
+            print("saescope: stopped; the SAEs are trained, the same command compares them.", file=sys.stderr)
+            return STOPPED
+        evaluations.append(evaluation)
+    print(card.as_json_lines(evaluations) if arguments.json else card.table(infos, evaluations))
     return 0
 
 
@@ -117,6 +171,24 @@ def run_index(arguments: argparse.Namespace) -> int:
     if not index_and_add(IndexConfig(**{**given, "corpus": tuple(arguments.corpus)}), settings=settings):
         return STOPPED
     print(f"The index is ready. Next: saescope serve, then open /saes/{arguments.slug}")
+    return 0
+
+
+def run_eval(arguments: argparse.Namespace) -> int:
+    """`saescope eval`."""
+    from app import card
+    from sae_core.config import IndexConfig
+    from sae_core.evaluate import evaluate
+
+    given = {name: value for name, value in vars(arguments).items() if name in IndexConfig.__dataclass_fields__}
+    config = IndexConfig(**{**given, "corpus": tuple(arguments.corpus)})
+    with closing(_open_store(_settings(arguments))) as store:
+        sae = store.sae(config.slug).sae
+    evaluation = evaluate(sae, config)
+    if evaluation is None:
+        print("saescope: stopped; there is nothing to show.", file=sys.stderr)
+        return STOPPED
+    print(card.as_json(evaluation) if arguments.json else card.card(evaluation))
     return 0
 
 
@@ -142,27 +214,28 @@ def run_demo(arguments: argparse.Namespace) -> int:
         is_ready = demo.is_ready(store)
         store.close()
         if not is_ready:
-            info = train_and_add(demo.TRAINING, slug=demo.SLUG, settings=settings)
-            if info is None or not index_and_add(demo.INDEXING, settings=settings):
+            infos = train_and_add({demo.SLUG: demo.TRAINING}, settings=settings)
+            if infos is None or not index_and_add(demo.INDEXING, settings=settings):
                 return STOPPED
         serve(settings, socket=socket)
     return 0
 
 
-def train_and_add(config: "TrainConfig", *, slug: str | None, settings: Settings) -> "SAEInfo | None":
-    """Trains and enters the SAE in the database; None if it was stopped."""
+def train_and_add(configs: "dict[str, TrainConfig]", *, settings: Settings) -> "list[SAEInfo] | None":
+    """Trains, on one pass through the model, and enters the SAEs in the database; None if it was stopped."""
     from sae_core.model import load_tokenizer
     from sae_core.tokens import vocabulary
-    from sae_core.train import train
+    from sae_core.train import train_together
 
-    store = _open_store(settings)
-    info = train(config, runs=settings.home / "runs", slug=slug)
-    if info is None:
-        print("saescope: stopped; the same command goes on from here.", file=sys.stderr)
-        return None
-    store.add_sae(info, vocabulary(load_tokenizer(config.model)))
-    store.close()
-    return info
+    with closing(_open_store(settings)) as store:
+        infos = train_together(configs, runs=settings.home / "runs")
+        if infos is None:
+            print("saescope: stopped; the same command goes on from here.", file=sys.stderr)
+            return None
+        known = vocabulary(load_tokenizer(infos[0].model.model_name))
+        for info in infos:
+            store.add_sae(info, known)
+    return infos
 
 
 def index_and_add(config: "IndexConfig", *, settings: Settings) -> bool:
@@ -183,15 +256,6 @@ def index_and_add(config: "IndexConfig", *, settings: Settings) -> bool:
         f"L0 {metrics.l0:.1f}  dead {metrics.dead_share:.1%}{recovered}"
     )
     return True
-
-
-def count(text: str) -> int:
-    """A number of things as people write it: 500000, 500_000, 500k, 10M, 1.5B."""
-    match = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?)([kKmMbB]?)", text.strip())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number; write 500000, 500k, 10M or 1B")
-    factor = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}[match[2].lower()]
-    return round(float(match[1].replace("_", "").replace(",", "")) * factor)
 
 
 def _command(
@@ -220,43 +284,32 @@ def _command(
     return parser
 
 
-def _add_train(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_argument_group("what is read")
-    what.add_argument("--model", required=True, metavar="PATH_OR_HUB_ID", help="language model; 'demo' ships here")
-    what.add_argument("--layer", type=int, required=True, metavar="N", help="block whose activations are read, 0 first")
-    what.add_argument(
-        "--hook",
-        default="resid_post",
-        metavar="POINT",
-        help="resid_post (default), resid_pre, mlp_out or attn_out of that block",
+def _add_comparison(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how they are compared")
+    group.add_argument("--eval-corpus", nargs="+", metavar="SOURCE", help="what they are measured on (--corpus)")
+    group.add_argument(
+        "--eval-tokens", type=count, default=100_000, metavar="N", help="measure on at most so many tokens (100k)"
     )
-    _add_corpus(what)
-    what.add_argument(
-        "--context-size", type=count, default=128, metavar="N", help="tokens per context, BOS included (128)"
-    )
-    size = parser.add_argument_group("the SAE")
-    size.add_argument("--d-sae", type=count, default=4096, metavar="N", help="number of features (4096)")
-    size.add_argument("--k", type=count, default=32, metavar="N", help="active features per token (32)")
-    size.add_argument("--slug", metavar="NAME", help="its name in URLs (from model, layer and width)")
-    how = parser.add_argument_group("how it is trained")
-    how.add_argument("--tokens", type=count, default=2_000_000, metavar="N", help="activations trained on, as 10M (2M)")
-    how.add_argument("--batch-tokens", type=count, default=4096, metavar="N", help="activations per step (4096)")
-    how.add_argument(
-        "--buffer-tokens", type=count, default=262_144, metavar="N", help="activations held for shuffling (262144)"
-    )
-    how.add_argument(
-        "--learning-rate", type=float, metavar="X", help="of Adam (3e-3 at 4096 features, falling with √width)"
-    )
-    how.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and shuffling (0)")
-    how.add_argument("--dtype", default="float32", metavar="TYPE", help="of the model: float32, bfloat16 or float16")
-    _add_device(how)
-    parser.set_defaults(run=run_train)
+    group.add_argument("--json", action="store_true", help="print one JSON object per SAE instead of a table")
 
 
 def _add_index(parser: argparse.ArgumentParser) -> None:
+    how = _add_measuring(parser)
+    how.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples that are drawn (0)")
+    parser.set_defaults(run=run_index)
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    how = _add_measuring(parser)
+    how.add_argument("--json", action="store_true", help="print one JSON object instead of a card")
+    parser.set_defaults(run=run_eval)
+
+
+def _add_measuring(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
+    """What `index` and `eval` ask alike; returns the group that says how."""
     parser.add_argument("slug", metavar="SLUG", help="the SAE, as `saescope train` named it")
     what = parser.add_argument_group("what is read")
-    _add_corpus(what)
+    add_corpus_arguments(what)
     what.add_argument("--name", metavar="NAME", help="what the corpus is called (from its sources)")
     what.add_argument(
         "--tokens", type=count, default=1_000_000, metavar="N", help="read at most so many tokens, as 10M (1M)"
@@ -268,33 +321,15 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--batch-contexts", type=count, default=32, metavar="N", help="contexts per pass of the model (32)"
     )
-    how.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples that are drawn (0)")
-    _add_device(how)
-    parser.set_defaults(run=run_index)
-
-
-def _add_corpus(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--corpus", nargs="+", required=True, metavar="SOURCE", help=CORPUS_HELP)
-    group.add_argument(
-        "--text-field", default="text", metavar="NAME", help="column of .jsonl, .parquet and hub rows (text)"
-    )
-    group.add_argument(
-        "--bos",
-        dest="prepend_bos",
-        action=argparse.BooleanOptionalAction,
-        help="start every context with the BOS token, or not (as the tokenizer does by itself)",
-    )
+    add_device_argument(how)
+    return how
 
 
 def _add_address(parser: argparse.ArgumentParser) -> None:
     address = parser.add_argument_group("where it listens")
     address.add_argument("--host", metavar="ADDRESS", help="network address (SAESCOPE_HOST; 127.0.0.1)")
     address.add_argument("--port", type=int, metavar="N", help="port (SAESCOPE_PORT; 8000)")
-    _add_device(address)
-
-
-def _add_device(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--device", metavar="NAME", help="cuda, cpu or mps (cuda if it is there)")
+    add_device_argument(address)
 
 
 def _settings(arguments: argparse.Namespace, **overrides: Any) -> Settings:

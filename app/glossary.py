@@ -44,8 +44,7 @@ TERMS: dict[str, Term] = {
     ),
     "encoder_decoder": Term(
         name="encoder·decoder",
-        meaning="The cosine between the direction that a feature reads and the direction that it writes. Near 1: it "
-        "detects what it represents. Near 0: it reads a sign of something and writes something else.",
+        meaning=DEFINITIONS["encoder_decoder"],
         formula="cos(W_enc[:, i], W_dec[i])",
     ),
     "dead": Term(name="dead", meaning=DEFINITIONS["dead"]),
@@ -64,10 +63,29 @@ TERMS: dict[str, Term] = {
         meaning=DEFINITIONS["fvu"],
         formula="Σ‖x − x̂‖² / Σ‖x − x̄‖², x̄ over the whole evaluation set",
     ),
+    "explained_variance": Term(
+        name="explained variance",
+        meaning=DEFINITIONS["explained_variance"],
+        formula="1 − Σ‖x − x̂‖² / Σ‖x − x̄‖², x̄ over the whole evaluation set",
+    ),
+    "cosine": Term(name="cosine", meaning=DEFINITIONS["cosine"], formula="mean over tokens of x·x̂ / (‖x‖ ‖x̂‖)"),
+    "reconstruction_bias": Term(
+        name="relative bias", meaning=DEFINITIONS["reconstruction_bias"], formula="Σ‖x̂‖² / Σ x·x̂"
+    ),
     "ce_recovered": Term(
         name="CE recovered",
         meaning=DEFINITIONS["ce_recovered"],
         formula="(CE with zeros − CE with SAE) / (CE with zeros − CE)",
+    ),
+    "ce_loss": Term(
+        name="CE loss", meaning=DEFINITIONS["ce_loss"], formula="mean of −ln p(next token), in nats per token"
+    ),
+    "ce_loss_with_sae": Term(name="CE loss with SAE", meaning=DEFINITIONS["ce_loss_with_sae"]),
+    "ce_loss_with_zeros": Term(name="CE loss with zeros", meaning=DEFINITIONS["ce_loss_with_zeros"]),
+    "kl": Term(
+        name="KL",
+        meaning=DEFINITIONS["kl"],
+        formula="mean over tokens of Σ_v p(v) ln(p(v) / q(v)), p the model, q the model with the SAE in place",
     ),
     "hook": Term(
         name="hook",

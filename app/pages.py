@@ -45,9 +45,11 @@ def sae_page(request: Request, store: StoreDep, points: PointsDep, slug: Slug, q
     summary = store.sae(slug)
     index = chosen_index(summary, corpus=query.corpus)
     found = list(points.points(store, index).values()) if index else []
+    cosines = index.metrics.encoder_decoder_histogram if index else None
     return page(
         request, "sae.html", summary=summary, sae=summary.sae, index=index, has_index=bool(index), corpus=query.corpus,
         density=charts.density_chart(found), heatmap=charts.density_heatmap(found),
+        cosines=charts.cosine_chart(cosines) if cosines else None,
         train_command=provenance.train_command(summary.sae),
         index_command=provenance.index_command(index) if index else None,
         settings_rows=provenance.settings_rows(summary.sae.config),

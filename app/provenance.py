@@ -8,9 +8,7 @@ from sae_core.config import TrainConfig
 from sae_core.records import IndexInfo, SAEInfo
 
 ALWAYS_SHOWN = ("model", "layer", "corpus", "d_sae", "k", "tokens", "seed")
-SHOWN_IF_CHANGED = (
-    "hook", "context_size", "prepend_bos", "text_field", "batch_tokens", "buffer_tokens", "learning_rate", "dtype",
-)  # fmt: skip
+NEVER_SHOWN = ("device", "checkpoint_seconds", "cache_activations")  # change nothing about the SAE
 INDEX_TOKENS = 1_000_000  # what `saescope index` reads at most by itself
 
 
@@ -20,7 +18,7 @@ def train_command(sae: SAEInfo) -> str | None:
         return None
     defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     words = ["saescope", "train"]
-    for name in (*ALWAYS_SHOWN, *SHOWN_IF_CHANGED):
+    for name in (*ALWAYS_SHOWN, *(name for name in defaults if name not in (*ALWAYS_SHOWN, *NEVER_SHOWN))):
         value = sae.config.get(name)
         if value is not None and (name in ALWAYS_SHOWN or value != defaults[name]):
             words += _option("bos" if name == "prepend_bos" else name, value)

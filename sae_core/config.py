@@ -9,7 +9,9 @@ from typing import Self
 
 from sae_core.errors import ConfigError
 
-HOOKS = ("resid_pre", "resid_post", "mlp_out", "attn_out")
+HOOKS = ("resid_pre", "resid_post", "mlp_in", "mlp_out", "attn_out")
+ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "jumprelu", "gated", "relu")
+PENALISED = ("relu", "gated")  # their sparsity comes from an L1 penalty
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -20,22 +22,30 @@ class TrainConfig:
     model: str  # Hugging Face id or folder of the language model
     layer: int  # block whose activations are read, 0 first
     corpus: tuple[str, ...]  # files, folders, globs, `python-docs`, or `hub:NAME`
-    hook: str = "resid_post"  # where in the block: resid_pre, resid_post, mlp_out, attn_out
+    hook: str = "resid_post"  # where in the block: resid_pre, resid_post, mlp_in, mlp_out, attn_out
+    target_hook: str | None = None  # hook that a transcoder predicts; None: an SAE, which predicts its input
+    target_layer: int | None = None  # block of the transcoder's target; None: the same
+    architecture: str = "topk"  # topk, batchtopk, matryoshka, jumprelu, gated, relu
     d_sae: int = 4096  # number of features
-    k: int = 32  # active features per token
+    k: int = 32  # active features per token: exactly (topk), on average (batchtopk, matryoshka), aimed at (others)
     tokens: int = 2_000_000  # activations trained on
     context_size: int = 128  # tokens per context, BOS included
     prepend_bos: bool | None = None  # None: as the tokenizer does by itself
     text_field: str = "text"  # column of JSONL and Parquet files
     batch_tokens: int = 4096  # activations per optimiser step
     buffer_tokens: int = 262_144  # activations held for shuffling
-    learning_rate: float | None = None  # of Adam; None: 2e-3 / sqrt(d_sae / 4096)
+    learning_rate: float | None = None  # of Adam; None: 3e-3 / sqrt(d_sae / 4096)
     warmup_share: float = 0.05  # of the steps over which the learning rate rises
     decay_share: float = 0.4  # of the steps over which it falls to zero at the end
     aux_coefficient: float = 1 / 32  # weight of the auxiliary loss (Gao et al. 2024)
     dead_after_tokens: int | None = None  # tokens without firing until a feature counts as dead; None: tokens / 16
-    seed: int = 0
+    multi_topk: bool = False  # topk: let 4k features reconstruct too, with weight 1/8 (Gao et al. 2024)
+    sparsity: float | None = None  # weight of the sparsity term; None: steered to k (relu, gated), 1 (jumprelu)
+    sparsity_warmup_share: float = 0.1  # of the steps over which the sparsity term rises to its weight
+    seed: int = 0  # of the weights
+    data_seed: int = 0  # of the order of the text
     dtype: str = "float32"  # of the language model
+    cache_activations: bool = False  # keep activations on disk, so that the next SAE on them needs no model
     device: str | None = None  # None: cuda, mps or cpu, whichever is there
     checkpoint_seconds: float = 60.0  # wall time between checkpoints
 
@@ -44,6 +54,35 @@ class TrainConfig:
         _require(self.layer >= 0, f"layer is {self.layer}: blocks are numbered from 0")
         _require(bool(self.corpus), "no corpus: give at least one file, folder, glob or built-in corpus")
         _require(self.hook in HOOKS, f"hook {self.hook!r} is not known: choose one of {', '.join(HOOKS)}")
+        _require(
+            self.target_hook is None or self.target_hook in HOOKS,
+            f"target_hook {self.target_hook!r} is not known: choose one of {', '.join(HOOKS)}",
+        )
+        _require(
+            self.target_layer is None or self.target_hook is not None,
+            "target_layer is given without target_hook: name the hook that the transcoder predicts",
+        )
+        _require(
+            self.target_layer is None or self.target_layer >= 0,
+            f"target_layer is {self.target_layer}: blocks are numbered from 0",
+        )
+        _require(
+            self.architecture in ARCHITECTURES,
+            f"architecture {self.architecture!r} is not known: choose one of {', '.join(ARCHITECTURES)}",
+        )
+        _require(
+            not self.multi_topk or self.architecture == "topk",
+            f"multi_topk is for the architecture topk, not {self.architecture}",
+        )
+        _require(self.sparsity is None or self.sparsity >= 0, f"sparsity is {self.sparsity}: give 0 or more")
+        _require(
+            self.sparsity is None or self.architecture in (*PENALISED, "jumprelu"),
+            f"sparsity is for the architectures {', '.join(PENALISED)} and jumprelu; {self.architecture} has k",
+        )
+        _require(
+            0 <= self.sparsity_warmup_share <= 1,
+            f"sparsity_warmup_share is {self.sparsity_warmup_share}: give a share between 0 and 1",
+        )
         _require(self.d_sae >= 1, f"d_sae is {self.d_sae}: an SAE needs at least one feature")
         _require(self.k >= 1, f"k is {self.k}: at least one feature must be active per token")
         _require(self.k <= self.d_sae, f"k ({self.k}) is above d_sae ({self.d_sae}): lower k or raise d_sae")
@@ -62,13 +101,22 @@ class TrainConfig:
             self.dead_after_tokens is None or self.dead_after_tokens >= 1,
             f"dead_after_tokens is {self.dead_after_tokens}: give at least 1",
         )
-        _require(self.seed >= 0, f"seed is {self.seed}: give 0 or more")
+        for name in ("seed", "data_seed"):
+            _require(0 <= getattr(self, name) < 2**31, f"{name} is {getattr(self, name)}: give 0 to {2**31 - 1}")
         _require(self.dtype in DTYPES, f"dtype {self.dtype!r} is not known: choose one of {', '.join(DTYPES)}")
 
     @property
     def hook_name(self) -> str:
         """The hook point in the spelling that published SAEs use."""
         return f"blocks.{self.layer}.hook_{self.hook}"
+
+    @property
+    def target_hook_name(self) -> str | None:
+        """The hook point that a transcoder predicts; None for an SAE."""
+        if self.target_hook is None:
+            return None
+        layer = self.layer if self.target_layer is None else self.target_layer
+        return f"blocks.{layer}.hook_{self.target_hook}"
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")

@@ -6,6 +6,7 @@ The first step of the flow. Documents stream; nothing is held but the one being 
 import glob
 import gzip
 import json
+import platform
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -48,6 +49,21 @@ def corpus_name(sources: Iterable[str]) -> str:
     """What a corpus is called when nobody gave it a name: its sources' base names."""
     names = [Path(source.removeprefix(HUB_PREFIX).split(":")[0]).name or source for source in sources]
     return "+".join(names[:3]) + (f"+{len(names) - 3} more" if len(names) > 3 else "")
+
+
+def corpus_state(sources: Iterable[str]) -> list[str]:
+    """What tells one state of a corpus from another without reading it: names, sizes and times of its files."""
+    lines = []
+    for source in sources:
+        if source == python_docs.NAME:
+            lines.append(f"{source} {platform.python_version()}")
+        elif source.startswith(HUB_PREFIX):
+            lines.append(source)
+        else:
+            for path, _ in _paths(source):
+                status = path.stat()
+                lines.append(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}")
+    return lines
 
 
 def _paths(source: str) -> Iterator[tuple[Path, bool]]:

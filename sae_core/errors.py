@@ -5,6 +5,7 @@ SaescopeError
 │   ├── ConfigError       a number or name in a job's settings
 │   ├── CorpusError       text that cannot be read, or too little of it
 │   ├── ModelError        a model that is absent, gated, or of an unknown kind
+│   ├── TrainingError     numbers that cannot be trained on
 │   ├── WeightsError      SAE weights that are missing, half-written or misshapen
 │   └── PromptError       a probe's text
 │       └── PromptTooLongError                                                HTTP 413
@@ -12,6 +13,8 @@ SaescopeError
 ├── StoreError            the database                                         exit 1, HTTP 503
 │   └── NewerDatabaseError  written by a later version of saescope
 ├── DiskFullError                                                              exit 1, HTTP 507
+├── OutOfMemoryError      memory, of the machine or the GPU                    exit 1, HTTP 507
+├── RanksError            a process of a distributed job is gone               exit 1, HTTP 503
 └── BusyError             the model worker or the port is taken                exit 1, HTTP 503
 """
 
@@ -37,6 +40,10 @@ class CorpusError(InputError):
 
 
 class ModelError(InputError):
+    pass
+
+
+class TrainingError(InputError):
     pass
 
 
@@ -67,6 +74,14 @@ class NewerDatabaseError(StoreError):
 
 class DiskFullError(SaescopeError):
     http_status = 507
+
+
+class OutOfMemoryError(SaescopeError):
+    http_status = 507
+
+
+class RanksError(SaescopeError):
+    http_status = 503
 
 
 class BusyError(SaescopeError):

@@ -5,6 +5,7 @@ names that published SAEs use:
 
     blocks.{layer}.hook_resid_pre    the residual stream entering a block
     blocks.{layer}.hook_resid_post   the residual stream leaving it
+    blocks.{layer}.hook_mlp_in       what its MLP reads, after the norm before it
     blocks.{layer}.hook_mlp_out      what its MLP adds
     blocks.{layer}.hook_attn_out     what its attention adds
 
@@ -14,9 +15,10 @@ Reading stops the forward pass at the hook: later layers cost nothing.
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import local
 from typing import Any
 
 import torch
@@ -28,10 +30,11 @@ from sae_core.errors import ConfigError, ModelError
 from sae_core.records import ModelInfo
 
 DEMO_MODEL = "demo"
-_HOOK_NAME = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|mlp_out|attn_out)")
+_HOOK_NAME = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|mlp_in|mlp_out|attn_out)")
 # Where a block keeps what it adds to the residual stream; the first path that exists is taken. Gemma 2 and 3 and GLM 4
 # normalise after attention and MLP and before adding; BERT keeps both in sub-modules named `output`.
 _MLP_PATHS = ("post_feedforward_layernorm", "post_mlp_layernorm", "mlp", "output.dense", "feed_forward", "ffn")
+_MLP_INPUT_PATHS = ("mlp", "feed_forward", "ffn", "intermediate.dense")
 _ATTENTION_PATHS = (
     "attention.output.dense",
     "post_self_attn_layernorm",
@@ -42,6 +45,7 @@ _ATTENTION_PATHS = (
 )
 # Blocks whose MLP or attention returns its sum with the residual stream, so that what it adds stands nowhere.
 _ADDING_INSIDE = frozenset({"BloomBlock", "MptBlock"})
+_PART_LOGITS = 1 << 24  # 64 MB in float32: of log-probabilities made at a time
 _CAUSAL_KINDS = ("ForCausalLM", "LMHead", "ForConditionalGeneration")
 _FINAL_NORMS = (
     "model.norm",
@@ -81,29 +85,98 @@ class LanguageModel:
         """Raises ConfigError if the model has no such hook point."""
         self._hooked_module(hook_name)
 
-    @torch.inference_mode()
     def activations(self, token_ids: Tensor, attention_mask: Tensor, hook_name: str) -> Tensor:
         """`model_acts` (B, T, d_in) at the hook, float32, for ids and mask (B, T). Runs nothing behind the hook."""
+        with self.reading((hook_name,)) as read:
+            return read(token_ids, attention_mask)[0].float()
 
-        def capture(model_acts: Tensor) -> None:
-            raise _Captured(model_acts)
+    @contextmanager
+    def reading(self, hook_names: Sequence[str]) -> Iterator[Callable[[Tensor, Tensor], list[Tensor]]]:
+        """While open, gives a function of ids and mask (B, T): the activations (B, T, d) at every hook, in the
+        model's own dtype, from one forward pass that ends at the last of them. Several threads may call it at once.
+        """
+        seen = local()
+        n_hooks = len(set(hook_names))
 
-        with self._hooked(hook_name, capture):
+        def capture_as(hook_name: str) -> Callable[[Tensor], None]:
+            def capture(acts: Tensor) -> None:
+                is_last = len(seen.acts.keys() | {hook_name}) == n_hooks
+                seen.acts[hook_name] = acts if is_last else acts.clone()  # Falcon adds to it in place
+                if is_last:
+                    raise _AllCaptured
+
+            return capture
+
+        @torch.inference_mode()
+        def read(token_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
+            seen.acts = {}
             try:
                 self._forward(token_ids, attention_mask)
-            except _Captured as captured:
-                return captured.model_acts.float()
-        raise ModelError(f"The forward pass never reached {hook_name}; this architecture is not supported there.")
+            except _AllCaptured:
+                return [seen.acts[name] for name in hook_names]
+            missed = next(name for name in hook_names if name not in seen.acts)
+            raise ModelError(f"The forward pass never reached {missed}; this architecture is not supported there.")
+
+        with ExitStack() as hooks:
+            for name in dict.fromkeys(hook_names):
+                hooks.enter_context(self._hooked(name, capture_as(name)))
+            yield read
 
     @torch.inference_mode()
-    def next_token_losses(
-        self, token_ids: Tensor, attention_mask: Tensor, *, hook_name: str, replace: Callable[[Tensor], Tensor] | None
-    ) -> Tensor:
-        """Cross-entropy in nats (B, T-1) of each next token, with `replace(model_acts)` at the hook if it is given."""
-        with self._hooked(hook_name, replace):
-            logits = self._forward(token_ids, attention_mask).logits[:, :-1].float()  # (B, T-1, vocab)
-        losses = nn.functional.cross_entropy(logits.flatten(0, 1), token_ids[:, 1:].flatten(), reduction="none")
-        return losses.view(token_ids.shape[0], -1)
+    def predictions(
+        self,
+        token_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        where: Tensor,
+        hook_name: str,
+        replacements: Sequence[Callable[[Tensor], Tensor] | None],
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Log-probabilities (n, vocab) float32 of the next token after the positions `where` (B, T), in their order.
+
+        Each part has one tensor for each of `replacements` at the hook, None being the model as it is. Parts are small:
+        what is kept of a forward pass is what the output layer reads, (N, d_model), and only a part of it at a time
+        meets the vocabulary, so no (B, T, vocab) ever exists. Only for a model that predicts (`is_causal`).
+        """
+        if not bool(where.any()):
+            return
+        head = self.module.get_output_embeddings()
+        states = []
+        for replace in replacements:
+            with self._hooked(hook_name, replace):
+                states.append(self._head_input(head, token_ids, attention_mask)[where])
+        size = max(1, _PART_LOGITS // len(head.weight))
+        for rows in zip(*(torch.split(kept, size) for kept in states), strict=True):
+            yield tuple(self._head_output(head, row).float().log_softmax(dim=1) for row in rows)
+
+    def _head_input(self, head: nn.Module, token_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """What the output layer reads, (B, T, d_model)."""
+
+        def capture(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            raise _Captured(args[0])
+
+        handle = head.register_forward_pre_hook(capture)
+        try:
+            self._forward(token_ids, attention_mask)
+        except _Captured as captured:
+            return captured.model_acts
+        finally:
+            handle.remove()
+        raise ModelError(f"{self.info.architecture} never calls its output layer; this architecture is not supported.")
+
+    def _head_output(self, head: nn.Module, states: Tensor) -> Tensor:
+        """Logits (n, vocab) of the states (n, d_model) that the output layer reads.
+
+        What a model does to its logits (Gemma 2 caps them, Granite divides them) stands in its own forward function, so
+        that is what runs: on one token, any token, whose state is exchanged for these before the output layer.
+        """
+        any_token = torch.full((1, 1), self.pad_id, device=states.device)
+        handle = head.register_forward_pre_hook(lambda _, args: (states.unsqueeze(0), *args[1:]))
+        try:
+            logits: Tensor = self._forward(any_token, torch.ones_like(any_token, dtype=torch.bool)).logits
+        finally:
+            handle.remove()
+        return logits[0]
 
     @torch.inference_mode()
     def unembedding(self) -> Tensor | None:
@@ -150,6 +223,11 @@ class LanguageModel:
         block = self.blocks[layer]
         if kind in ("resid_pre", "resid_post"):
             return block, kind == "resid_pre"
+        if kind == "mlp_in":
+            for path in _MLP_INPUT_PATHS:
+                if (module := _submodule(block, path)) is not None:
+                    return module, True
+            raise ConfigError(f"{type(block).__name__} has no {kind}; use resid_pre.")
         paths: tuple[str, ...] = _MLP_PATHS if kind == "mlp_out" else _ATTENTION_PATHS
         if kind == "attn_out" and hasattr(block, "post_feedforward_layernorm"):
             paths = ("post_attention_layernorm",)
@@ -199,27 +277,51 @@ def load_model(model_name: str, *, dtype: str = "float32", device: str | None = 
         raise ConfigError(f"dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}.")
     source = str(resolve_model(model_name))
     chosen = choose_device(device)
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # loading bars would stand between a job's own lines
     with _model_errors(model_name):
         options = _loading_options(source)
-        config = AutoConfig.from_pretrained(source, **options)
-        is_causal = any(kind in name for name in (config.architectures or []) for kind in _CAUSAL_KINDS)
-        loader = AutoModelForCausalLM if is_causal else AutoModel
+        config, loader = _config_and_loader(source, options)
         module = loader.from_pretrained(source, dtype=getattr(torch, dtype), **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         module.to(chosen)
+    return LanguageModel(module, tokenizer, _info(model_name, source, config, module))
+
+
+def load_outline(model_name: str, *, dtype: str = "float32") -> LanguageModel:
+    """The model without weights and tokenizer, for all that can be checked before those are loaded.
+
+    Its parameters are on torch's "meta" device: they have shapes but no memory. Raises ModelError as `load_model` does.
+    """
+    source = str(resolve_model(model_name))
+    with _model_errors(model_name):
+        options = _loading_options(source)
+        config, loader = _config_and_loader(source, options)
+        with torch.device("meta"):
+            module = loader.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+    return LanguageModel(module, None, _info(model_name, source, config, module))
+
+
+def _config_and_loader(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    """A model's configuration and the class of `transformers` that loads it."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(source, **options)
+    is_causal = any(kind in name for name in (config.architectures or []) for kind in _CAUSAL_KINDS)
+    return config, AutoModelForCausalLM if is_causal else AutoModel
+
+
+def _info(model_name: str, source: str, config: Any, module: nn.Module) -> ModelInfo:
     text_config = config.get_text_config()
-    info = ModelInfo(
+    return ModelInfo(
         model_name=model_name,
         revision=getattr(config, "_commit_hash", None) or _folder_fingerprint(Path(source)),
         architecture=type(module).__name__,
         n_layers=text_config.num_hidden_layers,
         d_model=text_config.hidden_size,
     )
-    return LanguageModel(module, tokenizer, info)
 
 
 def load_tokenizer(model_name: str) -> Any:
@@ -343,6 +445,10 @@ def _submodule(module: nn.Module, path: str) -> nn.Module | None:
             return None
         module = child
     return module
+
+
+class _AllCaptured(Exception):
+    """Ends a forward pass whose hooks have all been reached."""
 
 
 class _Captured(Exception):

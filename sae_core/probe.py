@@ -44,7 +44,7 @@ class Prober:
             raise PromptTooLongError(
                 f"The prompt has {len(ids):,} tokens, over the limit of {max_tokens:,}; shorten it."
             )
-        indices, values = self._encode(ids)
+        encoded = self._encode(ids)
         tokens = []
         active: dict[int, dict[int, float]] = {}  # feature -> token position -> activation
         texts = display_strings([self._vocabulary.tokens[i] for i in (*self._frame.prefix, *ids)])
@@ -53,8 +53,7 @@ class Prober:
             tokens.append(ProbeToken(token=texts[position], token_id=token_id, is_special=True, features=()))
         for row, token_id in enumerate(ids):
             is_special = token_id in self._frame.special_ids
-            pairs = [] if is_special else sorted(zip(values[row], indices[row], strict=True), reverse=True)
-            strongest = [ActiveFeature(feature_index=i, activation=v) for v, i in pairs if v > 0]
+            strongest = [] if is_special else encoded[row]
             for feature in strongest:
                 active.setdefault(feature.feature_index, {})[first + row] = feature.activation
             tokens.append(
@@ -76,12 +75,18 @@ class Prober:
         )
 
     @torch.inference_mode()
-    def _encode(self, ids: list[int]) -> tuple[list[list[int]], list[list[float]]]:
+    def _encode(self, ids: list[int]) -> list[list[ActiveFeature]]:
+        """The active features of each token, strongest first."""
         framed = torch.tensor([[*self._frame.prefix, *ids, *self._frame.suffix]], device=self.model.device)
         model_acts = self.model.activations(framed, torch.ones_like(framed, dtype=torch.bool), self.info.hook_name)
         first = len(self._frame.prefix)
         code = self._sae.encode(model_acts[0, first : first + len(ids)])
-        return code.indices.tolist(), code.values.tolist()
+        found: list[list[ActiveFeature]] = [[] for _ in ids]
+        for row, feature_index, activation in zip(*(column.tolist() for column in code.active()), strict=True):
+            found[row].append(ActiveFeature(feature_index=feature_index, activation=activation))
+        for features in found:
+            features.sort(key=lambda feature: (feature.activation, feature.feature_index), reverse=True)
+        return found
 
 
 def _over_text(feature_index: int, activations: dict[int, float]) -> ProbeFeature:

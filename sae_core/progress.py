@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,13 +11,14 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress_bar(*, total: int, done: int = 0, what: str, unit: str = " tokens") -> "tqdm[Any]":
+def progress_bar(*, total: int, done: int = 0, what: str, unit: str = " tokens", is_shown: bool = True) -> "tqdm[Any]":
     """A bar on the terminal; where there is none, a line every ten seconds."""
     is_terminal = sys.stderr.isatty()
     counts = "{n_fmt}/{total_fmt}{unit} {rate_fmt} {remaining} left{postfix}"
     return tqdm(
         total=total,
         initial=done,
+        disable=not is_shown,
         desc=what,
         unit=unit,
         unit_scale=True,
@@ -26,6 +28,16 @@ def progress_bar(*, total: int, done: int = 0, what: str, unit: str = " tokens")
         leave=True,
         bar_format="{desc} {percentage:3.0f}% |{bar:24}| " + counts,
     )
+
+
+def say(bar: "tqdm[Any]", text: str) -> None:
+    """Shows a few words behind the bar, no more often than it moves by itself."""
+    if bar.disable:
+        return
+    bar.set_postfix_str(text, refresh=False)
+    if time.time() - bar.last_print_t >= bar.mininterval:
+        bar.refresh()
+        bar.last_print_t = time.time()
 
 
 class StopRequest:

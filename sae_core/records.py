@@ -72,15 +72,34 @@ class CorpusInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Histogram:
+    """Counts between `edges` (one more edge than counts); bins are equally wide."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IndexMetrics:
-    """How good an SAE is on one corpus; definitions in `sae_core.metrics`."""
+    """How good an SAE is on one corpus; definitions in `sae_core.metrics`. What may be None was not measured by older
+    versions, or means nothing here (no prediction of an encoder, no mean over no feature)."""
 
     l0: float  # mean active features per token
     fvu: float  # share of variance not explained
+    explained_variance: float  # 1 − fvu
+    cosine: float | None = None  # of reconstructions and what they stand for, mean over tokens
+    reconstruction_bias: float | None = None  # 1 = reconstructions are as long as they should be, below: too short
     ce_recovered: float | None  # 1 = the model predicts as well with sae_out in place of model_acts
+    ce_loss: float | None = None  # nats per predicted token, the model as it is
+    ce_loss_with_sae: float | None = None  # the same with sae_out in place of model_acts
+    ce_loss_with_zeros: float | None = None  # the same with zeros there
+    kl: float | None = None  # nats per predicted token, from the model as it is to the model with sae_out
+    ce_tokens: int | None = None  # predicted tokens of the sample on which CE and KL were measured
     dead_share: float  # share of features with density 0 on this corpus
     dense_share: float  # share of features with density above `dense_threshold`
     dense_threshold: float
+    encoder_decoder_cosine: float | None = None  # mean over features that are not dead
+    encoder_decoder_histogram: Histogram | None = None  # of the same features, from −1 to 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +114,22 @@ class IndexInfo:
     seconds: float  # wall time of the pass
     created_at: datetime
     index_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """One SAE measured on one corpus without its features' evidence: what `saescope eval` prints."""
+
+    slug: str
+    model: ModelInfo
+    hook_name: str
+    target_hook_name: str  # what is reconstructed; differs from `hook_name` for a transcoder
+    corpus: CorpusInfo
+    metrics: IndexMetrics
+    density_histogram: Histogram  # of log10 of density, features that are not dead
+    dtype: str  # of the model's forward pass
+    seconds: float  # wall time
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,14 +160,6 @@ class NearestFeature:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Histogram:
-    """Counts of positive activations between `edges` (one more edge than counts); bins are equally wide."""
-
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Label:
     """What a feature is called, and who says so. `kind` is "human" or "automatic"."""
 
@@ -153,7 +180,7 @@ class Feature:
     max_activation: float
     mean_activation: float  # mean over the tokens on which it is active
     encoder_decoder_cosine: float
-    histogram: Histogram
+    histogram: Histogram  # of its activations above 0
     band_shares: tuple[float, ...]  # share of firings in bands 1..5
     promoted_tokens: tuple[TokenWeight, ...]
     suppressed_tokens: tuple[TokenWeight, ...]

@@ -1,75 +1,122 @@
-"""The sparse autoencoder: encode, decode, save, load.
+"""Sparse autoencoders: encode, decode, save, load; one class per architecture around one core.
 
-TopK SAE (Gao et al. 2024, "Scaling and evaluating sparse autoencoders", arXiv 2406.04093):
+    pre_acts     = (model_acts − b_dec) @ W_enc + b_enc      (N, d_sae)
+    feature_acts = what the architecture keeps of them       (N, d_sae), as a `SparseCode`
+    sae_out      = feature_acts @ W_dec + b_dec              (N, d_out)
 
-    pre_acts     = (model_acts − b_dec) @ W_enc + b_enc              (N, d_sae)
-    feature_acts = ReLU(the k largest of pre_acts, the others 0)     (N, d_sae), kept as a SparseCode (N, k)
-    sae_out      = feature_acts @ W_dec + b_dec                      (N, d_in)
+What each keeps:
 
-Rows of `W_dec` have unit norm, also in the saved weights, so that an activation is the length of what the feature adds
-to `sae_out`, in the units of the model's own activations. The scale that training divides its inputs by is folded into
-the biases when it is done (`fold_input_scale`): whoever loads the weights feeds them the model's vectors as they are.
+    relu        ReLU(pre_acts)                                             Conerly et al. 2024, transformer-circuits.pub
+    gated       where pre_acts > 0: ReLU(exp(r_mag) · (pre_acts − b_enc) + b_mag)   Rajamanoharan et al. 2404.16014
+    jumprelu    pre_acts where they exceed the feature's threshold         Rajamanoharan et al. 2407.14435
+    topk        the k largest of a token, if positive                      Gao et al. 2406.04093
+    batchtopk   the k · N largest of a batch of N tokens; in use, those    Bussmann et al. 2412.06410
+                above one threshold that gives k on average
+    matryoshka  the same, its features trained in nested groups            Bussmann et al. 2503.17547
+
+Where the paper reads model_acts without subtracting b_dec (relu, jumprelu), and in a transcoder, whose b_dec lives in
+another space than its inputs, nothing is subtracted. A transcoder reads one hook point and predicts another
+(Dunefsky et al. 2406.11944); for an SAE the two are the same.
+
+Saved rows of `W_dec` have unit norm, so that an activation is the length of what the feature adds to `sae_out`, in the
+units of the model's own activations: whoever loads the weights feeds them the model's vectors as they are.
 """
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sae_core import sparse
+from sae_core import select, sparse
 from sae_core.errors import WeightsError
+from sae_core.ranks import Ranks
+from sae_core.shards import add_up, largest_of_batch, largest_of_rows, same_on_all
+from sae_core.sparse import SparseCode
 
 WEIGHTS_FILE = "sae.safetensors"
 SHAPE_FILE = "sae.json"
 
 
-class SparseCode(NamedTuple):
-    """The active features of N tokens: `indices` (N, k) int64 and `values` (N, k); a value of 0 is inactive."""
+class SAE(nn.Module):
+    """The core that all architectures share. `k` is the number of features per token that it is built for."""
 
-    indices: Tensor
-    values: Tensor
+    architecture: ClassVar[str]
+    subtracts_b_dec: ClassVar[bool] = True
+    features_compete: ClassVar[bool] = False  # whether a feature is active depends on the others' pre-activations
 
-
-class TopKSAE(nn.Module):
-    """A TopK sparse autoencoder with `d_sae` features of which at most `k` are active on a token."""
-
-    architecture = "topk"
-
-    def __init__(self, d_in: int, d_sae: int, k: int) -> None:
+    def __init__(self, d_in: int, d_sae: int, k: int, *, d_out: int | None = None) -> None:
+        """`d_out` makes a transcoder, even where it equals `d_in`."""
         super().__init__()
         self.k = k
+        self.is_transcoder = d_out is not None
+        self.selects_in_bfloat16 = False  # see `select`; training may set it
+        self.ranks = Ranks()  # training may spread features or rows over several
         directions = nn.functional.normalize(torch.randn(d_sae, d_in), dim=1)
-        self.W_dec = nn.Parameter(directions)
         # (d_in, d_sae) in the memory order of (d_sae, d_in), which `sparse` is fastest with; tied at the start.
-        self.W_enc = nn.Parameter(directions.clone().T)
+        self.W_enc = nn.Parameter(directions.T)
+        if d_out is None:
+            self.W_dec = nn.Parameter(directions.clone())
+        else:
+            self.W_dec = nn.Parameter(nn.functional.normalize(torch.randn(d_sae, d_out), dim=1))
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
-        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.b_dec = nn.Parameter(torch.zeros(self.W_dec.shape[1]))
 
     @property
     def d_in(self) -> int:
+        return self.W_enc.shape[0]
+
+    @property
+    def d_out(self) -> int:
         return self.W_dec.shape[1]
 
     @property
     def d_sae(self) -> int:
         return self.W_dec.shape[0]
 
+    @property
+    def encoder_bias(self) -> Tensor | None:
+        """What is subtracted from model_acts before they are encoded; None for nothing."""
+        return self.b_dec if self.subtracts_b_dec and not self.is_transcoder else None
+
+    def centred(self, model_acts: Tensor) -> Tensor:
+        """What the encoder multiplies, (N, d_in); `b_dec`'s gradient goes through `sparse.pre_acts_at` instead."""
+        return model_acts if self.encoder_bias is None else model_acts - self.encoder_bias.detach()
+
     def encode(self, model_acts: Tensor) -> SparseCode:
         """The sparse code of model_acts (N, d_in)."""
-        indices, pre_acts = sparse.select(model_acts - self.b_dec, self.W_enc, self.b_enc, self.k)
-        return SparseCode(indices, pre_acts.relu())
+        x = self.centred(model_acts)
+        return self._code(x, self._select(x))
+
+    def _code(self, x: Tensor, code: SparseCode) -> SparseCode:
+        """The entries that were selected for centred x, with their activations as values: differentiable."""
+        values = sparse.pre_acts_at(code, x, self.W_enc, self.b_enc, same_on_all(self.encoder_bias, self.ranks))
+        return code.with_values(self._activation(values, code))
+
+    def pre_acts(self, model_acts: Tensor) -> Tensor:
+        """All pre-activations of model_acts (N, d_in), (N, d_sae): dense, with a dense gradient."""
+        centred = model_acts if self.encoder_bias is None else model_acts - self.encoder_bias
+        return centred @ self.W_enc + self.b_enc
 
     def decode(self, code: SparseCode) -> Tensor:
-        """`sae_out` (N, d_in) of a sparse code."""
-        return sparse.decode(code.indices, code.values, self.W_dec) + self.b_dec
+        """`sae_out` (N, d_out) of a sparse code."""
+        return add_up(sparse.decode(code, self.W_dec), self.ranks) + self.b_dec
 
     def forward(self, model_acts: Tensor) -> Tensor:
-        """`sae_out` for model_acts of any shape (…, d_in)."""
+        """`sae_out` (…, d_out) for model_acts (…, d_in)."""
         flat = model_acts.reshape(-1, self.d_in)
-        return self.decode(self.encode(flat)).view_as(model_acts)
+        return self.decode(self.encode(flat)).view(*model_acts.shape[:-1], self.d_out)
+
+    def _select(self, x: Tensor) -> SparseCode:
+        """Entries that may be active for centred x (N, d_in), with their pre-activations as values."""
+        return select.above(x, self.W_enc, self.b_enc, torch.zeros_like(self.b_enc))
+
+    def _activation(self, pre_acts: Tensor, code: SparseCode) -> Tensor:
+        """Activations (E,) of the code's entries from their pre-activations."""
+        return pre_acts.relu()
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:
@@ -77,35 +124,188 @@ class TopKSAE(nn.Module):
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8))
 
     @torch.no_grad()
-    def fold_input_scale(self, scale: float) -> None:
-        """Turns an SAE of `model_acts · scale` into the same SAE of `model_acts`; activations shrink by `scale`."""
-        self.b_enc.div_(scale)
-        self.b_dec.div_(scale)
+    def fold_decoder_norms(self) -> None:
+        """Gives decoder rows unit norm without changing `sae_out`: activations grow by the norms.
+
+        ValueError where features compete: other ones would win.
+        """
+        if self.features_compete:
+            raise ValueError(f"The decoder norms of the architecture {self.architecture} cannot be folded.")
+        norms = self.W_dec.norm(dim=1).clamp_min(1e-8)
+        self.W_dec.div_(norms.unsqueeze(1))
+        self.W_enc.mul_(norms)
+        self._scale_activations(norms)
+
+    @torch.no_grad()
+    def fold_input_scale(self, scale: float, target_scale: float | None = None) -> None:
+        """Turns an SAE of `model_acts · scale` into the same SAE of `model_acts`; activations shrink by `scale`.
+
+        `target_scale` is that of a transcoder's targets.
+        """
+        target_scale = target_scale or scale
+        self.W_enc.mul_(scale / target_scale)
+        self._scale_activations(self.b_enc.new_tensor(1 / target_scale))
+        self.b_dec.div_(target_scale)
+
+    def _scale_activations(self, factor: Tensor) -> None:
+        """Scales what is added to or compared with pre-activations; `factor` is a scalar or (d_sae,)."""
+        self.b_enc.mul_(factor)
 
     def save(self, folder: Path) -> None:
         """Writes weights and shape into `folder`, each file whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.named_parameters()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         shape = {"architecture": self.architecture, "d_in": self.d_in, "d_sae": self.d_sae, "k": self.k}
+        if self.is_transcoder:
+            shape["d_out"] = self.d_out
         save_file(tensors, folder / f"{WEIGHTS_FILE}.new")
         (folder / f"{SHAPE_FILE}.new").write_text(json.dumps(shape, indent=2) + "\n")
         for name in (WEIGHTS_FILE, SHAPE_FILE):
             (folder / f"{name}.new").replace(folder / name)
 
 
-def load_sae(folder: Path, *, device: torch.device | str = "cpu") -> TopKSAE:
+class TopKSAE(SAE):
+    """The k largest pre-activations of a token are active, if they are positive (Gao et al. 2024)."""
+
+    architecture = "topk"
+    features_compete = True
+
+    def encode_top(self, model_acts: Tensor, k: int) -> SparseCode:
+        """The sparse code of model_acts (N, d_in) with another k."""
+        x = self.centred(model_acts)
+        return self._code(x, self._select_top(x, k))
+
+    def _select(self, x: Tensor) -> SparseCode:
+        return self._select_top(x, self.k)
+
+    def _select_top(self, x: Tensor, k: int) -> SparseCode:
+        own = select.top_k(x, self.W_enc, self.b_enc, min(k, self.d_sae), in_bfloat16=self.selects_in_bfloat16)
+        return largest_of_rows(own, k, self.ranks)
+
+
+class BatchTopKSAE(SAE):
+    """k features a token on average: the largest of a whole batch in training, those above `threshold` in use.
+
+    Bussmann et al. 2024: the threshold is the mean, over training batches, of the smallest activation that was kept.
+    """
+
+    architecture = "batchtopk"
+    features_compete = True
+
+    def __init__(self, d_in: int, d_sae: int, k: int, *, d_out: int | None = None) -> None:
+        super().__init__(d_in, d_sae, k, d_out=d_out)
+        self.register_buffer("threshold", torch.zeros(()))
+        self.threshold: Tensor
+
+    def _select(self, x: Tensor) -> SparseCode:
+        if self.training:
+            n = self.k * len(x) * (self.ranks.size if self.ranks.shares_rows else 1)
+            own = select.top_of_batch(x, self.W_enc, self.b_enc, n, in_bfloat16=self.selects_in_bfloat16)
+            return largest_of_batch(own, n, self.ranks)
+        return select.above(x, self.W_enc, self.b_enc, self.threshold.expand(self.d_sae).contiguous())
+
+    def _scale_activations(self, factor: Tensor) -> None:
+        super()._scale_activations(factor)
+        self.threshold.mul_(factor)
+
+
+class MatryoshkaSAE(BatchTopKSAE):
+    """BatchTopK whose first features reconstruct by themselves: nested groups (Bussmann et al. 2025)."""
+
+    architecture = "matryoshka"
+    GROUP_SHARES: ClassVar[tuple[float, ...]] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+
+    @property
+    def group_ends(self) -> tuple[int, ...]:
+        """The number of features in each nested group, ascending."""
+        return tuple(sorted({max(1, round(share * self.d_sae)) for share in self.GROUP_SHARES}))
+
+
+class ReLUSAE(SAE):
+    """All positive pre-activations are active; an L1 penalty keeps them few (Conerly et al. 2024)."""
+
+    architecture = "relu"
+    subtracts_b_dec = False
+
+
+class GatedSAE(SAE):
+    """One product decides which features are active, a rescaled one how strongly (Rajamanoharan et al. 2024)."""
+
+    architecture = "gated"
+
+    def __init__(self, d_in: int, d_sae: int, k: int, *, d_out: int | None = None) -> None:
+        super().__init__(d_in, d_sae, k, d_out=d_out)
+        self.r_mag = nn.Parameter(torch.zeros(d_sae))
+        self.b_mag = nn.Parameter(torch.zeros(d_sae))
+
+    def encode_gates(self, model_acts: Tensor) -> tuple[SparseCode, SparseCode]:
+        """The open gates' pre-activations, and the code of the same entries."""
+        x = self.centred(model_acts)
+        open_gates = self._select(x)
+        pre_acts = sparse.pre_acts_at(open_gates, x, self.W_enc, self.b_enc, self.encoder_bias)
+        gates = open_gates.with_values(pre_acts)
+        return gates, gates.with_values(self._activation(pre_acts, gates))
+
+    def _activation(self, pre_acts: Tensor, code: SparseCode) -> Tensor:
+        at = code.indices
+        return (self.r_mag[at].exp() * (pre_acts - self.b_enc[at]) + self.b_mag[at]).relu()
+
+    def _scale_activations(self, factor: Tensor) -> None:
+        super()._scale_activations(factor)
+        self.b_mag.mul_(factor)
+
+
+class JumpReLUSAE(SAE):
+    """Pre-activations above a threshold of the feature's own are active (Rajamanoharan et al. 2024)."""
+
+    architecture = "jumprelu"
+    subtracts_b_dec = False
+
+    def __init__(self, d_in: int, d_sae: int, k: int, *, d_out: int | None = None) -> None:
+        super().__init__(d_in, d_sae, k, d_out=d_out)
+        self.log_threshold = nn.Parameter(torch.full((d_sae,), 1e-3).log())
+
+    @property
+    def threshold(self) -> Tensor:
+        """(d_sae,), positive."""
+        return self.log_threshold.exp()
+
+    def encode_near_threshold(self, model_acts: Tensor, margin: float) -> SparseCode:
+        """Pre-activations that are positive and no more than `margin` below their threshold."""
+        x = self.centred(model_acts)
+        bounds = (self.threshold.detach() - margin).clamp_min(0)
+        code = select.above(x, self.W_enc, self.b_enc, bounds)
+        return code.with_values(sparse.pre_acts_at(code, x, self.W_enc, self.b_enc, self.encoder_bias))
+
+    def _select(self, x: Tensor) -> SparseCode:
+        return select.above(x, self.W_enc, self.b_enc, self.threshold.detach())
+
+    def _activation(self, pre_acts: Tensor, code: SparseCode) -> Tensor:
+        return pre_acts
+
+    def _scale_activations(self, factor: Tensor) -> None:
+        super()._scale_activations(factor)
+        self.log_threshold.add_(factor.log())
+
+
+ARCHITECTURES: dict[str, type[SAE]] = {
+    cls.architecture: cls for cls in (TopKSAE, BatchTopKSAE, MatryoshkaSAE, JumpReLUSAE, GatedSAE, ReLUSAE)
+}
+
+
+def load_sae(folder: Path, *, device: torch.device | str = "cpu") -> SAE:
     """The SAE that `save` wrote into `folder`; raises WeightsError if it is not there or not whole."""
     try:
         shape = json.loads((folder / SHAPE_FILE).read_text())
         tensors = load_file(folder / WEIGHTS_FILE)
         d_in, d_sae, k = (int(shape[name]) for name in ("d_in", "d_sae", "k"))
-        sae = TopKSAE(d_in, d_sae, k)
-        for name, parameter in sae.named_parameters():
-            if tensors[name].shape != parameter.shape or not 1 <= k <= d_sae:
+        sae = ARCHITECTURES[shape["architecture"]](d_in, d_sae, k, d_out=shape.get("d_out"))
+        for name, tensor in sae.state_dict().items():
+            if tensors[name].shape != tensor.shape or not 1 <= k <= d_sae:
                 raise ValueError(f"{name} does not fit {SHAPE_FILE}")
-            parameter.data.copy_(tensors[name])
+            tensor.copy_(tensors[name])
     except (FileNotFoundError, NotADirectoryError) as error:
         raise WeightsError(f"There are no SAE weights in {folder}; train the SAE again, or check --home.") from error
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
         raise WeightsError(f"The SAE weights in {folder} are damaged; train the SAE again.") from error
-    return sae.to(device).requires_grad_(False)
+    return sae.to(device).requires_grad_(False).eval()

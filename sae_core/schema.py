@@ -30,7 +30,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISION = "0001"  # the newest file of migrations/versions
+REVISION = "0002"  # the newest file of migrations/versions
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -132,6 +132,16 @@ indexes = Table(
     Column("seed", BigInteger, nullable=False),
     Column("seconds", Double, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    # NULL in what follows: not measured, as in indexes made before revision 0002, or without a meaning.
+    Column("cosine", Double),
+    Column("reconstruction_bias", Double),
+    Column("ce_loss", Double),
+    Column("ce_loss_with_sae", Double),
+    Column("ce_loss_with_zeros", Double),
+    Column("kl", Double),
+    Column("ce_tokens", BigInteger),
+    Column("encoder_decoder_cosine", Double),
+    Column("encoder_decoder_histogram", LargeBinary),  # as in features
     sqlite_autoincrement=True,  # an id is never used twice, so a link cannot come to mean another index
 )
 

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import RowMapping
 
 from sae_core.errors import InputError
+from sae_core.metrics import explained_variance
 from sae_core.records import (
     Context,
     CorpusInfo,
@@ -136,7 +137,7 @@ def index_row(info: IndexInfo, *, sae_id: int, corpus_id: int) -> dict[str, Any]
         "corpus_id": corpus_id,
         "l0": float(metrics.l0),
         "fvu": _null_if_nan(metrics.fvu),
-        "ce_recovered": None if metrics.ce_recovered is None else _null_if_nan(metrics.ce_recovered),
+        "ce_recovered": _null_if_nan(metrics.ce_recovered),
         "dead_share": float(metrics.dead_share),
         "dense_share": float(metrics.dense_share),
         "dense_threshold": float(metrics.dense_threshold),
@@ -144,11 +145,23 @@ def index_row(info: IndexInfo, *, sae_id: int, corpus_id: int) -> dict[str, Any]
         "seed": int(info.seed),
         "seconds": float(info.seconds),
         "created_at": info.created_at,
+        "cosine": _null_if_nan(metrics.cosine),
+        "reconstruction_bias": _null_if_nan(metrics.reconstruction_bias),
+        "ce_loss": _null_if_nan(metrics.ce_loss),
+        "ce_loss_with_sae": _null_if_nan(metrics.ce_loss_with_sae),
+        "ce_loss_with_zeros": _null_if_nan(metrics.ce_loss_with_zeros),
+        "kl": _null_if_nan(metrics.kl),
+        "ce_tokens": None if metrics.ce_tokens is None else int(metrics.ce_tokens),
+        "encoder_decoder_cosine": _null_if_nan(metrics.encoder_decoder_cosine),
+        "encoder_decoder_histogram": None
+        if metrics.encoder_decoder_histogram is None
+        else _packed_histogram(metrics.encoder_decoder_histogram),
     }
 
 
 def index_record(row: RowMapping) -> IndexInfo:
     """From a row of `indexes` with the columns of its corpus and the slug of its SAE."""
+    fvu, histogram = _nan_if_null(row["fvu"]), row["encoder_decoder_histogram"]
     return IndexInfo(
         slug=row["slug"],
         corpus=CorpusInfo(
@@ -163,11 +176,21 @@ def index_record(row: RowMapping) -> IndexInfo:
         ),
         metrics=IndexMetrics(
             l0=row["l0"],
-            fvu=_nan_if_null(row["fvu"]),
+            fvu=fvu,
+            explained_variance=explained_variance(fvu),
+            cosine=row["cosine"],
+            reconstruction_bias=row["reconstruction_bias"],
             ce_recovered=row["ce_recovered"],
+            ce_loss=row["ce_loss"],
+            ce_loss_with_sae=row["ce_loss_with_sae"],
+            ce_loss_with_zeros=row["ce_loss_with_zeros"],
+            kl=row["kl"],
+            ce_tokens=row["ce_tokens"],
             dead_share=row["dead_share"],
             dense_share=row["dense_share"],
             dense_threshold=row["dense_threshold"],
+            encoder_decoder_cosine=row["encoder_decoder_cosine"],
+            encoder_decoder_histogram=None if histogram is None else _unpacked_histogram(histogram),
         ),
         dtype=row["dtype"],
         seed=row["seed"],
@@ -274,7 +297,7 @@ def label_row(feature_index: int, label: Label, *, sae_id: int) -> dict[str, Any
         "kind": label.kind,
         "text": text,
         "author": clean_text(label.author),
-        "score": None if label.score is None else _null_if_nan(label.score),
+        "score": _null_if_nan(label.score),
         "created_at": label.created_at,
         "search_text": search_key(text),
     }
@@ -341,8 +364,8 @@ def _unpack(code: str, packed: bytes) -> tuple[Any, ...]:
     return struct.unpack(f"<{len(packed) // struct.calcsize('<' + code)}{code}", packed)
 
 
-def _null_if_nan(number: float) -> float | None:
-    return None if math.isnan(number) else float(number)
+def _null_if_nan(number: float | None) -> float | None:
+    return None if number is None or math.isnan(number) else float(number)
 
 
 def _nan_if_null(number: float | None) -> float:

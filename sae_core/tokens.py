@@ -95,6 +95,22 @@ def shuffled(contexts: Iterable[TokenContext], *, seed: int, block: int = 16_384
             yield held[position]
 
 
+def check_corpus(contexts: Iterable[TokenContext], *, context_size: int, frame: Framing) -> None:
+    """Raises CorpusError unless the corpus has at least one context's worth of tokens; reads no more than that."""
+    wanted = context_size - frame.n_special
+    n_tokens = 0
+    for context in contexts:
+        n_tokens += len(context.token_ids) - frame.n_special
+        if n_tokens >= wanted:
+            return
+    if n_tokens == 0:
+        raise CorpusError("The corpus holds no text; give files with text in them.")
+    raise CorpusError(
+        f"The corpus has {n_tokens} tokens, fewer than one context of {context_size}; "
+        "give more text, or lower --context-size."
+    )
+
+
 def padded(contexts: list[TokenContext], *, pad_id: int, frame: Framing) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A batch: ids (B, T) int64, attention mask (B, T) bool, and which tokens count as activations (B, T) bool."""
     longest = max(len(context.token_ids) for context in contexts)

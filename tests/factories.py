@@ -11,6 +11,7 @@ import struct
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
+from sae_core.metrics import cosine_histogram
 from sae_core.records import (
     N_BANDS,
     RANDOM_BAND,
@@ -213,10 +214,20 @@ def make_records(
     metrics = IndexMetrics(
         l0=15.5,
         fvu=0.1875,
+        explained_variance=0.8125,
+        cosine=0.90625,
+        reconstruction_bias=0.984375,
         ce_recovered=0.96875,
+        ce_loss=2.5,
+        ce_loss_with_sae=2.75,
+        ce_loss_with_zeros=10.5,
+        kl=0.21875,
+        ce_tokens=1984,
         dead_share=sum(feature.density == 0 for feature in features) / n_features,
         dense_share=sum(feature.density > DENSE_THRESHOLD for feature in features) / n_features,
         dense_threshold=DENSE_THRESHOLD,
+        encoder_decoder_cosine=0.59375,
+        encoder_decoder_histogram=cosine_histogram(f.encoder_decoder_cosine for f in features if f.n_active),
     )
     return IndexRecords(
         info=IndexInfo(

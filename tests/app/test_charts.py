@@ -5,6 +5,7 @@ import math
 import pytest
 
 from app import charts
+from sae_core.metrics import cosine_histogram
 from sae_core.records import FeaturePoint, Histogram
 from sae_core.store import Store
 
@@ -31,8 +32,17 @@ def test_every_alive_feature_is_counted_once(points: list[FeaturePoint]) -> None
     assert sum(int(cell.title.split()[0]) for cell in charts.density_heatmap(points).cells) == alive
 
 
+def test_cosines_are_drawn_where_they_are() -> None:
+    chart = charts.cosine_chart(cosine_histogram([-1.0, 0.01, 0.02, 0.03, 1.0]))
+    assert [bar.title.split(": ")[1] for bar in chart.bars] == ["1 features", "3 features", "1 features"]
+    assert [round(bar.x / chart.width, 3) for bar in chart.bars] == [0, 0.5, 0.975]
+    assert [bar.height / chart.height for bar in chart.bars] == pytest.approx([1 / 3, 1, 1 / 3])
+    assert [tick.text for tick in chart.ticks] == ["−1", "−0.5", "0", "0.5", "1"]
+
+
 def test_charts_of_nothing_are_empty() -> None:
     assert charts.density_chart([]).bars == ()
+    assert charts.cosine_chart(cosine_histogram([])).bars == ()
     assert charts.density_heatmap([]).cells == ()
     assert charts.sparkline(Histogram(edges=(), counts=())) == ""
     assert charts.token_sparkline([], scale=1) == ""

@@ -1,6 +1,7 @@
 """Every page: is there, says what the record says, links to its twin, and asks nothing of another host."""
 
 import re
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from urllib.parse import urljoin
@@ -8,10 +9,10 @@ from urllib.parse import urljoin
 import pytest
 from starlette.testclient import TestClient
 
-from sae_core.records import TOP_BAND
+from sae_core.records import TOP_BAND, IndexMetrics
 from sae_core.store import Store
 from tests.app.fake_prober import FakeProber
-from tests.factories import make_store
+from tests.factories import make_records, make_sae, make_store, make_vocabulary
 
 PAGES = [
     "/",
@@ -138,6 +139,54 @@ def test_sae_page_explains_metrics_and_says_how_to_make_it_again(client: TestCli
         assert fact in page
     assert "saescope index demo --corpus poems.txt --name poems --context-size 32" in page
     assert client.get("/saes/demo?corpus=nope").status_code == 404
+
+
+def test_sae_page_shows_every_metric_and_the_twin_says_the_same(client: TestClient) -> None:
+    page = re.sub(r"<[^>]+>", "", client.get("/saes/demo").text)
+    metrics = client.get("/api/saes/demo").json()["indexes"][0]["metrics"]
+    for name, value, shown in (
+        ("explained_variance", 0.8125, "0.812 of the variance is explained"),
+        ("cosine", 0.90625, "0.906 is the mean cosine"),
+        ("reconstruction_bias", 0.984375, "0.984 of the length"),
+        ("ce_loss", 2.5, "2.50 nats a token by itself"),
+        ("ce_loss_with_sae", 2.75, "2.75 "),
+        ("ce_loss_with_zeros", 10.5, "10.5 "),
+        ("ce_tokens", 1984, "on a sample of 1,984 tokens"),
+        ("kl", 0.21875, "0.219 nats a token"),
+        ("encoder_decoder_cosine", 0.59375, "0.594 is the mean cosine"),
+    ):
+        assert shown in page, name
+        assert metrics[name] == value, name
+    assert sum(metrics["encoder_decoder_histogram"]["counts"]) == 270  # those that are not dead
+    assert "not measured" not in page
+    for meaning in ("1 − FVU", "which is what an L1 penalty does", "The loss looks at the token that came"):
+        assert meaning in page
+
+
+def test_sae_page_of_an_older_index_says_what_was_not_measured(tmp_path: object) -> None:
+    from app.main import create_app
+    from app.settings import Settings
+
+    records = make_records()
+    old = IndexMetrics(
+        l0=15.5, fvu=0.1875, explained_variance=0.8125, ce_recovered=0.96875, dead_share=0.1, dense_share=0.02,
+        dense_threshold=0.1,
+    )  # fmt: skip
+    store = Store.open(f"sqlite:///{tmp_path}/old.db")
+    store.add_sae(make_sae(), make_vocabulary())
+    store.add_index(replace(records, info=replace(records.info, metrics=old)))
+    with TestClient(create_app(Settings(), store=store, prober=FakeProber())) as client:
+        page = client.get("/saes/demo").text
+        metrics = client.get("/api/saes/demo").json()["indexes"][0]["metrics"]
+        assert Checked(page).open == []
+        overflown = replace(old, ce_loss=2.5, ce_loss_with_sae=float("nan"), ce_loss_with_zeros=10.5, ce_tokens=1)
+        store.add_index(replace(records, info=replace(records.info, metrics=overflown)))
+        assert client.get("/saes/demo").text.count("not measured") == 5
+    store.close()
+    assert page.count("not measured") == 5  # cosine, bias, CE loss, KL, encoder·decoder
+    assert "<b>0.812</b>" in page and "<b>0.969</b>" in page
+    assert "encoder·decoder cosine" not in page
+    assert metrics["kl"] is None and metrics["encoder_decoder_histogram"] is None
 
 
 def test_features_page_and_its_twin_say_the_same(client: TestClient) -> None:

@@ -1,6 +1,7 @@
 import contextlib
 import functools
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -97,6 +98,17 @@ def outputs_of(model: LanguageModel, module: nn.Module, ids: Tensor, mask: Tenso
     return seen[0]
 
 
+def next_token_losses(
+    model: LanguageModel, ids: Tensor, mask: Tensor, *, hook_name: str, replace: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    """Cross-entropy (B, T-1) of each next token, from the model's predictions."""
+    where = torch.ones_like(mask)
+    where[:, -1] = False
+    parts = model.predictions(ids, mask, where=where, hook_name=hook_name, replacements=[replace])
+    log_probs = torch.cat([part for (part,) in parts])
+    return -log_probs.gather(1, ids[:, 1:].reshape(-1, 1)).view(len(ids), -1)
+
+
 def n_hooks(model: LanguageModel) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.module.modules())
 
@@ -156,8 +168,8 @@ def test_a_half_precision_model_gives_nearly_the_same_activations_in_float32(dty
     assert next(half.module.parameters()).dtype == getattr(torch, dtype)
     assert ours.dtype == torch.float32
     assert 0 < float((ours - exact).norm() / exact.norm()) < 0.03
-    losses = half.next_token_losses(ids, mask, hook_name=hook_name, replace=None)
-    plain = llama.next_token_losses(ids, mask, hook_name=hook_name, replace=None)
+    losses = next_token_losses(half, ids, mask, hook_name=hook_name, replace=None)
+    plain = next_token_losses(llama, ids, mask, hook_name=hook_name, replace=None)
     assert float(losses.mean()) == pytest.approx(float(plain.mean()), rel=0.02)
 
 
@@ -278,7 +290,7 @@ def test_no_hook_stays_after_reading_or_replacing(llama: LanguageModel) -> None:
 
     for hook in HOOKS:
         llama.activations(ids, mask, f"blocks.0.hook_{hook}")
-        llama.next_token_losses(ids, mask, hook_name=f"blocks.0.hook_{hook}", replace=torch.zeros_like)
+        next_token_losses(llama, ids, mask, hook_name=f"blocks.0.hook_{hook}", replace=torch.zeros_like)
 
     assert n_hooks(llama) == before
 
@@ -286,19 +298,19 @@ def test_no_hook_stays_after_reading_or_replacing(llama: LanguageModel) -> None:
 def test_no_hook_stays_after_an_error(llama: LanguageModel) -> None:
     ids, mask = full_batch(llama)
     before = n_hooks(llama)
-    plain = llama.next_token_losses(ids, mask, hook_name="blocks.0.hook_resid_pre", replace=None)
+    plain = next_token_losses(llama, ids, mask, hook_name="blocks.0.hook_resid_pre", replace=None)
 
     def fail(_: Tensor) -> Tensor:
         raise ZeroDivisionError
 
     for hook in HOOKS:
         with pytest.raises(ZeroDivisionError):
-            llama.next_token_losses(ids, mask, hook_name=f"blocks.1.hook_{hook}", replace=fail)
+            next_token_losses(llama, ids, mask, hook_name=f"blocks.1.hook_{hook}", replace=fail)
         with pytest.raises(IndexError):
             llama.activations(ids + 10_000, mask, f"blocks.1.hook_{hook}")
 
     assert n_hooks(llama) == before
-    again = llama.next_token_losses(ids, mask, hook_name="blocks.0.hook_resid_pre", replace=None)
+    again = next_token_losses(llama, ids, mask, hook_name="blocks.0.hook_resid_pre", replace=None)
     assert torch.equal(again, plain)
 
 
@@ -352,7 +364,61 @@ def test_blocks_that_add_the_residual_inside_have_no_outputs_to_read(refuses: Re
             bloom.check_hook(f"blocks.1.hook_{hook}")
 
 
-# Losses and replacement
+# Predictions and replacement
+
+
+@pytest.mark.parametrize("part", [1, 3 * 512, 1 << 24], ids=["one-by-one", "in-threes", "at-once"])
+@pytest.mark.parametrize("kind", CAUSAL_KINDS)
+def test_predictions_are_those_of_the_plain_forward_wherever_they_are_asked_for(
+    kind: str, part: int, loaded: Callable[[str], LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_module, "_PART_LOGITS", part)
+    model = loaded(kind)
+    ids, mask = encoded(model, [TEXTS[0], TEXTS[3], TEXTS[2]], length=12)
+    where = torch.zeros_like(mask)
+    where[0, 3:7], where[1, 0], where[2, 5:] = True, True, mask[2, 5:]
+
+    parts = list(
+        model.predictions(
+            ids,
+            mask,
+            where=where,
+            hook_name="blocks.1.hook_mlp_out",
+            replacements=[None, torch.zeros_like, torch.clone],
+        )
+    )
+
+    own, zeroed, same = (torch.cat(column) for column in zip(*parts, strict=True))
+    plain = plain_forward(model, ids, mask).logits.double().log_softmax(dim=2)[where]
+    torch.testing.assert_close(own.double(), plain, atol=1e-4, rtol=1e-5)
+    assert torch.equal(own, same)
+    assert float((own - zeroed).abs().max()) > 1e-2
+    assert len(parts) == (1 if part > 1e6 else math.ceil(len(own) / max(1, part // own.shape[1])))
+
+
+def test_the_vocabulary_meets_only_a_part_of_the_text_at_a_time(
+    llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, sizes = llama.module.get_output_embeddings(), []
+    monkeypatch.setattr(model_module, "_PART_LOGITS", 5 * len(head.weight))
+    ids, mask = full_batch(llama)
+    before = n_hooks(llama)
+
+    with head.register_forward_hook(lambda _, __, logits: sizes.append(logits.numel())):
+        losses = next_token_losses(llama, ids, mask, hook_name="blocks.1.hook_resid_post", replace=torch.zeros_like)
+
+    assert len(sizes) == math.ceil(losses.numel() / 5)
+    assert max(sizes) == 5 * len(head.weight)
+    assert n_hooks(llama) == before
+
+
+def test_nothing_is_predicted_where_nothing_is_asked_for(llama: LanguageModel) -> None:
+    ids, mask = full_batch(llama)
+    nowhere = torch.zeros_like(mask)
+
+    assert list(
+        llama.predictions(ids, mask, where=nowhere, hook_name="blocks.1.hook_resid_post", replacements=[None])
+    ) == []  # fmt: skip
 
 
 @torch.no_grad()
@@ -371,7 +437,7 @@ def test_losses_are_those_of_the_plain_forward(kind: str, loaded: Callable[[str]
     model = loaded(kind)
     ids, mask = full_batch(model)
 
-    losses = model.next_token_losses(ids, mask, hook_name="blocks.1.hook_resid_post", replace=None)
+    losses = next_token_losses(model, ids, mask, hook_name="blocks.1.hook_resid_post", replace=None)
 
     torch.testing.assert_close(losses, slow_losses(model, ids, mask), atol=1e-4, rtol=1e-5)
 
@@ -379,11 +445,12 @@ def test_losses_are_those_of_the_plain_forward(kind: str, loaded: Callable[[str]
 def test_losses_of_padded_texts_are_those_of_each_text_alone(llama: LanguageModel) -> None:
     ids, mask = encoded(llama, [TEXTS[0], TEXTS[16], TEXTS[17]], length=30)
 
-    together = llama.next_token_losses(ids, mask, hook_name="blocks.1.hook_resid_post", replace=torch.zeros_like)
+    together = next_token_losses(llama, ids, mask, hook_name="blocks.1.hook_resid_post", replace=torch.zeros_like)
 
     for row in range(3):
         length = int(mask[row].sum())
-        alone = llama.next_token_losses(
+        alone = next_token_losses(
+            llama,
             ids[row : row + 1, :length],
             mask[row : row + 1, :length],
             hook_name="blocks.1.hook_resid_post",
@@ -406,9 +473,9 @@ def test_replacing_activations_by_themselves_changes_nothing_and_by_zeros_does(
         seen.append(model_acts.clone())
         return model_acts.clone()
 
-    plain = model.next_token_losses(ids, mask, hook_name=hook_name, replace=None)
-    unchanged = model.next_token_losses(ids, mask, hook_name=hook_name, replace=same)
-    zeroed = model.next_token_losses(ids, mask, hook_name=hook_name, replace=torch.zeros_like)
+    plain = next_token_losses(model, ids, mask, hook_name=hook_name, replace=None)
+    unchanged = next_token_losses(model, ids, mask, hook_name=hook_name, replace=same)
+    zeroed = next_token_losses(model, ids, mask, hook_name=hook_name, replace=torch.zeros_like)
 
     assert torch.equal(unchanged, plain)
     assert len(seen) == 1 and torch.equal(seen[0], model.activations(ids, mask, hook_name))
@@ -423,8 +490,8 @@ def test_what_replaces_a_blocks_output_is_what_the_next_block_reads(
     ids, mask = full_batch(model)
     other = torch.randn(*ids.shape, D_MODEL, generator=torch.Generator().manual_seed(0))
 
-    leaving = model.next_token_losses(ids, mask, hook_name="blocks.0.hook_resid_post", replace=lambda _: other)
-    entering = model.next_token_losses(ids, mask, hook_name="blocks.1.hook_resid_pre", replace=lambda _: other)
+    leaving = next_token_losses(model, ids, mask, hook_name="blocks.0.hook_resid_post", replace=lambda _: other)
+    entering = next_token_losses(model, ids, mask, hook_name="blocks.1.hook_resid_pre", replace=lambda _: other)
 
     assert torch.equal(leaving, entering)
 
@@ -467,8 +534,8 @@ def test_a_direction_alone_before_the_final_norm_gives_the_logits_that_the_unemb
     assert W_U is not None
     direction = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(3))
 
-    losses = llama.next_token_losses(
-        ids, mask, hook_name="blocks.2.hook_resid_post", replace=lambda acts: (5 * direction).expand_as(acts)
+    losses = next_token_losses(
+        llama, ids, mask, hook_name="blocks.2.hook_resid_post", replace=lambda acts: (5 * direction).expand_as(acts)
     )
 
     logits = direction / direction.square().mean().sqrt() @ W_U

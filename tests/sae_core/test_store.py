@@ -6,7 +6,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from sae_core import store_engine, store_pages, store_writes
+from sae_core import store_engine, store_pages, store_rows, store_writes
 from sae_core.errors import DiskFullError, InputError, NewerDatabaseError, NotFoundError, StoreError
 from sae_core.records import TOP_BAND, Feature, FeatureRow, IndexRecords, Vocabulary
 from sae_core.schema import (
@@ -123,6 +123,52 @@ def test_processes_opening_a_fresh_database_at_once(database_url: str) -> None:
     assert [process.returncode for process in running] == [0, 0, 0]
     store = Store.open(database_url)
     assert store.saes() == []
+    store.close()
+
+
+def test_an_index_from_before_revision_0002_is_kept_with_what_it_did_not_measure(database_url: str) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(REPOSITORY / "sae_core" / "migrations"))
+    old = store_engine.Database(database_url)
+    with old.writing() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+    then = sa.MetaData()
+    with old.reading() as connection:
+        then.reflect(connection)
+    info = make_records().info
+    with old.writing() as connection:
+        model_row = {
+            "model_id": 1,
+            "model_name": "m",
+            "revision": "r",
+            "architecture": "A",
+            "n_layers": 2,
+            "d_model": 4,
+        }
+        packed = {"vocabulary": b"", "special_ids": b"", "vocabulary_sha256": ""}
+        connection.execute(sa.insert(then.tables["models"]).values(**model_row, **packed))
+        sae_row = store_rows.sae_row(make_sae()) | {"sae_id": 1, "model_id": 1, "created_at": NOW}
+        connection.execute(sa.insert(then.tables["saes"]).values(sae_row))
+        corpus_row = store_rows.corpus_row(info.corpus) | {"corpus_id": 1}
+        connection.execute(sa.insert(then.tables["corpora"]).values(corpus_row))
+        row = store_rows.index_row(info, sae_id=1, corpus_id=1)
+        known = {name: value for name, value in row.items() if name in then.tables["indexes"].c}
+        assert "kl" not in known and "ce_recovered" in known
+        connection.execute(sa.insert(then.tables["indexes"]).values(known))
+    old.close()
+
+    store = Store.open(database_url)
+    metrics = store.index("demo").metrics
+    kept = ("l0", "fvu", "explained_variance", "ce_recovered", "dead_share", "dense_share", "dense_threshold")
+    for field in fields(metrics):
+        expected = getattr(info.metrics, field.name) if field.name in kept else None
+        assert getattr(metrics, field.name) == expected, field.name
+    with store._database.reading() as connection:
+        assert connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one() == REVISION
     store.close()
 
 
@@ -282,11 +328,15 @@ def assert_same_feature(found: Feature, written: Feature) -> None:
 def test_not_a_number_is_kept(store: Store) -> None:
     records = make_records(n_features=2)
     odd = [replace(feature, encoder_decoder_cosine=math.nan) for feature in records.features]
-    info = replace(records.info, metrics=replace(records.info.metrics, fvu=math.nan, ce_recovered=None))
+    unknown = dict.fromkeys(("cosine", "kl", "ce_loss", "ce_tokens", "encoder_decoder_histogram"))
+    metrics = replace(records.info.metrics, fvu=math.nan, ce_recovered=None, ce_loss_with_sae=math.nan, **unknown)
     store.add_sae(make_sae(), make_vocabulary())
-    store.add_index(replace(records, features=odd, info=info))
+    store.add_index(replace(records, features=odd, info=replace(records.info, metrics=metrics)))
     assert math.isnan(store.feature("demo", 0).feature.encoder_decoder_cosine)
-    assert math.isnan(store.index("demo").metrics.fvu) and store.index("demo").metrics.ce_recovered is None
+    found = store.index("demo").metrics
+    assert math.isnan(found.fvu) and math.isnan(found.explained_variance)
+    assert found.ce_recovered is None and found.ce_loss_with_sae is None
+    assert [getattr(found, name) for name in unknown] == [None] * len(unknown)
 
 
 def test_text_that_databases_choke_on(store: Store) -> None:
