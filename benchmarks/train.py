@@ -20,6 +20,7 @@ import platform
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
         _say("making the rows")
         acts = written_rows(folder)
         job = base_job(folder, scale, threads=arguments.threads)
-        jobs, versions = enter_all(field, entries(arguments.peers), job, folder)
+        jobs, versions = enter_all(field, entries(arguments.peers, arguments.variants), job, folder)
         costs = measured_steps(field, scale)
         floors = {name: costs.pop(name) for name in list(costs) if name.startswith("floor")}
         whole_runs = measured_runs(field, {name: jobs[name] for name in costs}, acts, folder, scale)
@@ -108,15 +109,15 @@ def main(argv: list[str] | None = None) -> None:
     print(json_line(report))
 
 
-def entries(peers: list[str]) -> dict[str, Entry]:
+def entries(peers: list[str], variants: Sequence[str] = VARIANTS) -> dict[str, Entry]:
     """Every contestant by its name: floors, ours, and the variants of each of the named peers."""
     floors = {f"floor {dtype}": Entry(module="floor", recipe=None, variant=dtype) for dtype in ("float32", "bfloat16")}
-    variants = {
+    of_peers = {
         f"{peer} {variant}": Entry(module=peer, recipe=PEERS[peer], variant=variant)
         for peer in peers
-        for variant in VARIANTS
+        for variant in variants
     }
-    return floors | {OURS: Entry(module="ours", recipe=None)} | variants
+    return floors | {OURS: Entry(module="ours", recipe=None)} | of_peers
 
 
 def written_rows(folder: Path) -> SyntheticActs:
@@ -275,9 +276,17 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few steps only: shows that it works")
     parser.add_argument("--no-peers", action="store_true", help="measure saescope and the floor alone")
     parser.add_argument("--peers", default=",".join(PEERS), help="which, comma-separated (default: %(default)s)")
+    parser.add_argument(
+        "--variants",
+        default=",".join(VARIANTS),
+        help="which settings of the peers, comma-separated (default: %(default)s)",
+    )
     parser.add_argument("--threads", type=int, default=1, help="of every contestant (default: 1)")
     arguments = parser.parse_args(argv)
     arguments.peers = [] if arguments.no_peers else [name for name in arguments.peers.split(",") if name]
+    arguments.variants = [name for name in arguments.variants.split(",") if name]
+    if unknown := [name for name in arguments.variants if name not in VARIANTS]:
+        parser.error(f"no such settings: {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
     if unknown := [name for name in arguments.peers if name not in PEERS]:
         parser.error(f"no such peer: {', '.join(unknown)}; there are {', '.join(PEERS)}")
     return arguments

@@ -34,11 +34,12 @@ class TrainConfig:
     text_field: str = "text"  # column of JSONL and Parquet files
     batch_tokens: int = 4096  # activations per optimiser step
     buffer_tokens: int = 262_144  # activations held for shuffling
-    learning_rate: float | None = None  # of Adam; None: 3e-3 / sqrt(d_sae / 4096)
+    learning_rate: float | None = None  # of Adam; None: 5e-3 / sqrt(d_sae / 4096)
     warmup_share: float = 0.05  # of the steps over which the learning rate rises
-    decay_share: float = 0.4  # of the steps over which it falls to zero at the end
-    aux_coefficient: float = 1 / 32  # weight of the auxiliary loss (Gao et al. 2024)
-    dead_after_tokens: int | None = None  # tokens without firing until a feature counts as dead; None: tokens / 16
+    decay_share: float = 0.45  # of the steps over which it falls to zero at the end
+    bias_lift: float = 5.0  # of a dead feature's b_enc per step, in learning rates, until it fires
+    aux_coefficient: float = 0.0  # TopK family: weight of the auxiliary loss AuxK (1/32 in Gao et al. 2024)
+    dead_after_tokens: int | None = None  # tokens without firing until a feature counts as dead; None: tokens / 32
     multi_topk: bool = False  # topk: let 4k features reconstruct too, with weight 1/8 (Gao et al. 2024)
     sparsity: float | None = None  # weight of the sparsity term; None: steered to k (relu, gated), 1 (jumprelu)
     sparsity_warmup_share: float = 0.1  # of the steps over which the sparsity term rises to its weight
@@ -96,6 +97,7 @@ class TrainConfig:
         _require(0 <= self.warmup_share <= 1, f"warmup_share is {self.warmup_share}: give a share between 0 and 1")
         _require(0 <= self.decay_share <= 1, f"decay_share is {self.decay_share}: give a share between 0 and 1")
         _require(self.learning_rate is None or self.learning_rate > 0, "learning_rate must be above 0")
+        _require(self.bias_lift >= 0, f"bias_lift is {self.bias_lift}: give 0 or more")
         _require(self.aux_coefficient >= 0, f"aux_coefficient is {self.aux_coefficient}: give 0 or more")
         _require(
             self.dead_after_tokens is None or self.dead_after_tokens >= 1,

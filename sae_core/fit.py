@@ -3,10 +3,12 @@
 1. Scale inputs so that their mean norm is √d_in (a transcoder's targets: √d_out); start `b_dec` at the mean of the
    first batch, `W_enc` at `W_decᵀ`.
 2. For each batch: the architecture's loss (`losses`).
-3. AuxK, for the TopK family: features that have not fired for `dead_after_tokens` reconstruct what is left of the
-   error, and that loss counts with `aux_coefficient`.
+3. AuxK, for the TopK family, if asked for: features that have not fired for `dead_after_tokens` reconstruct what is
+   left of the error, and that loss counts with `aux_coefficient`.
 4. One step of Adam along the gradient set to length 1 (`optimise`); rows of `W_dec` keep unit norm.
-5. At the end, fold the scales into the weights.
+5. Raise the bias of features that have not fired for `dead_after_tokens`, until they fire and get
+   a gradient of the loss itself.
+6. At the end, fold the scales into the weights.
 """
 
 import math
@@ -26,6 +28,8 @@ from sae_core.sae import ARCHITECTURES, SAE, JumpReLUSAE
 AUXILIARY = ("topk", "batchtopk", "matryoshka")  # have an auxiliary loss for dead features
 SHARDABLE = ("topk", "batchtopk")  # can be spread over ranks by features
 _FIRST_SPARSITY = 0.1  # where steering the L1 penalty to k starts
+_START_FACTOR = 4.0  # L0 at the start of architectures without a k of their own, in units of k
+_SAMPLE_ROWS = 1024  # on which that is set
 _STEERING_PACE = 20.0  # over the whole run, in factors of e per factor of e that L0 is off
 
 
@@ -63,9 +67,6 @@ class Trainee:
         self.sae.to(device)
         self.sae.ranks = self.ranks
         self.sae.selects_in_bfloat16 = select.bfloat16_is_faster(torch.device(device))
-        if isinstance(self.sae, JumpReLUSAE):
-            with torch.no_grad():
-                self.sae.log_threshold.fill_(math.log(losses.JUMP_WIDTH))
         self.optimizer = optimise.adam(config, self.sae)
         self.n_tokens = 0
         self.tokens_since_fired = torch.zeros(d_sae, dtype=torch.int64, device=device)
@@ -83,7 +84,7 @@ class Trainee:
     @property
     def dead_after_tokens(self) -> int:
         """Tokens without firing after which a feature counts as dead while training."""
-        return self.config.dead_after_tokens or max(self.config.tokens // 16, 4 * self.config.batch_tokens)
+        return self.config.dead_after_tokens or max(self.config.tokens // 32, 4 * self.config.batch_tokens)
 
     def step(self, model_acts: Tensor, targets: Tensor | None = None) -> None:
         """One step on model_acts (N, d_in) and, for a transcoder, targets (N, d_out).
@@ -130,6 +131,7 @@ class Trainee:
         n_dead = (self.tokens_since_fired >= self.dead_after_tokens).sum()
         own = torch.stack((squared_error, loss.detach(), outcome.n_active.to(loss.dtype), n_dead.to(loss.dtype)))
         squared_error, loss, n_active, self._n_dead = self._over_ranks(own)
+        self._lift_dead()
         self._steer(n_active, n)
         self._n_read += n
         self._n_steps += 1
@@ -181,9 +183,11 @@ class Trainee:
     def _whole(self) -> SAE:
         """A copy of the SAE, put together from the ranks' slices on the first; the others get its shape only."""
         d_out = self.sae.d_out if self.sae.is_transcoder else None
-        with torch.device("cpu" if self.ranks.is_first or not self.ranks.shards_features else "meta"):
+        with torch.device("meta"):
             kind = ARCHITECTURES[self.config.architecture]
             whole = kind(self.sae.d_in, self.config.d_sae, self.config.k, d_out=d_out)
+        if self.ranks.is_first or not self.ranks.shards_features:
+            whole.to_empty(device="cpu")
         own = self.sae.state_dict()
         with torch.no_grad():
             for name, tensor in whole.state_dict().items():
@@ -241,6 +245,21 @@ class Trainee:
             raise TrainingError(_NOT_FINITE.format(batch=1))
         self._scales = (scale, target_scale)
         self.sae.b_dec.copy_(goal.mean(dim=0) * target_scale)
+        if self.config.architecture not in AUXILIARY:
+            self._start_sparse(model_acts[:_SAMPLE_ROWS] * scale)
+
+    def _start_sparse(self, x: Tensor) -> None:
+        """Sets b_enc (for JumpReLU the thresholds) so that L0 on the rows x starts at 4k, the same for each feature.
+
+        With zeros half of all features would start active on every token: as many times slower, and far from k.
+        """
+        share = min(0.5, _START_FACTOR * self.config.k / self.config.d_sae)
+        pre_acts = self.sae.pre_acts(x)  # (rows, d_sae)
+        bound = pre_acts.kthvalue(max(1, round((1 - share) * len(x))), dim=0).values
+        if isinstance(self.sae, JumpReLUSAE):
+            self.sae.log_threshold.copy_(bound.clamp_min(losses.JUMP_WIDTH).log())
+        else:
+            self.sae.b_enc.sub_(bound)
 
     def _check(self, number: Tensor) -> None:
         """Before anything moves; on a GPU only now and then, since looking means waiting for it."""
@@ -251,6 +270,14 @@ class Trainee:
     def _sparsity_share(self) -> float:
         warmup = self.config.sparsity_warmup_share * self.config.tokens
         return min(1.0, (self.n_tokens + self.config.batch_tokens) / warmup) if warmup else 1.0
+
+    @torch.no_grad()
+    def _lift_dead(self) -> None:
+        """Raises the encoder bias of dead features by some learning rates; the loss settles what becomes of them."""
+        if self.config.bias_lift:
+            rate = optimise.learning_rate(self.config) * optimise.learning_rate_share(self.config, self.n_tokens)
+            is_dead = self.tokens_since_fired >= self.dead_after_tokens
+            self.sae.b_enc.add_(is_dead, alpha=self.config.bias_lift * rate)
 
     def _steer(self, n_active: Tensor, n: int) -> None:
         """Moves the L1 penalty's weight so that L0 comes to k, unless a weight was given."""

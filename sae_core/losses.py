@@ -26,7 +26,7 @@ from sae_core.sae import SAE, BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE
 from sae_core.shards import add_up, largest_of_rows, over_rows, same_on_all
 from sae_core.sparse import SparseCode
 
-JUMP_WIDTH = 0.1  # of the window around a threshold in which it gets a gradient; inputs have norm √d_in
+JUMP_WIDTH = 0.5  # of the window around a threshold in which it gets a gradient; inputs have norm √d_in
 
 THRESHOLD_PACE = 0.02  # share of the way that BatchTopK's threshold moves towards a batch's
 

@@ -7,25 +7,30 @@ a synthetic run from 0.272 to 0.152 (docs/training.md).
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sae_core.config import TrainConfig
-from sae_core.sae import SAE
+from sae_core.sae import SAE, JumpReLUSAE
+
+THRESHOLD_SHARE = 1.0  # of the learning rate: JumpReLU's thresholds have the length of a short run to find k
 
 
 def adam(config: TrainConfig, sae: SAE) -> torch.optim.Adam:
     """Adam over the SAE's parameters, fused where the device has it; settings of Gao et al. 2024."""
     is_fused = sae.W_dec.device.type in ("cpu", "cuda")
-    return torch.optim.Adam(
-        sae.parameters(), lr=learning_rate(config), betas=(0.9, 0.999), eps=6.25e-10, fused=is_fused
-    )
+    others = [parameter for name, parameter in sae.named_parameters() if name != "log_threshold"]
+    groups: list[dict[str, Any]] = [{"params": others, "share": 1.0}]
+    if isinstance(sae, JumpReLUSAE):
+        groups.append({"params": [sae.log_threshold], "share": THRESHOLD_SHARE})
+    return torch.optim.Adam(groups, lr=learning_rate(config), betas=(0.9, 0.999), eps=6.25e-10, fused=is_fused)
 
 
 def learning_rate(config: TrainConfig) -> float:
-    """The full learning rate: as given, or 3e-3 at 4,096 features, falling with the square root of the width."""
-    return config.learning_rate or 3e-3 / math.sqrt(max(config.d_sae, 1024) / 4096)
+    """The full learning rate: as given, or 5e-3 at 4,096 features, falling with the square root of the width."""
+    return config.learning_rate or 5e-3 / math.sqrt(max(config.d_sae, 1024) / 4096)
 
 
 def learning_rate_share(config: TrainConfig, n_tokens: int) -> float:
@@ -55,7 +60,7 @@ def move(
         grad.addcmul_((grad * rows).sum(dim=1, keepdim=True), rows, value=-1)
     normalise_gradient(sae, total_of=total_of)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["share"]
     optimizer.step()
     if keeps_unit_norm:
         sae.normalise_decoder()

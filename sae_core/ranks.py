@@ -16,7 +16,7 @@ travel by gloo always, so that no GPU is waited for.
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from sae_core.errors import ConfigError, RanksError
 
@@ -120,9 +121,7 @@ class Ranks:
         """The way back of `to_owners`: answers (size, n_own, w), one for each asking rank; gives (n, w)."""
         received = answers.new_empty(n, answers.shape[2])
         n_own = answers.shape[1]
-        dist.all_to_all_single(
-            received, answers.flatten(0, 1).contiguous(), self._share_sizes(n), [n_own] * self.size
-        )
+        dist.all_to_all_single(received, answers.flatten(0, 1).contiguous(), self._share_sizes(n), [n_own] * self.size)
         return received
 
     def interleaved(self, own: list[list[Tensor]], n: int) -> list[list[Tensor]]:
@@ -170,18 +169,19 @@ class Ranks:
 class Job:
     """What all processes of a job have besides each other: one place to say why it ended."""
 
-    def __init__(self, store: dist.Store | None = None) -> None:
-        self._store = store
+    def __init__(self, ask_turn: Callable[[], int] = lambda: 1) -> None:
+        """`ask_turn` gives 1 to the process of the job that asks first, 2 to the next."""
+        self._ask_turn = ask_turn
 
     def say_once(self, sentence: str) -> None:
         """Prints the first sentence that any process has to say; what follows from it in the others is left out."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to those that are left
         try:
-            is_said = self._store is not None and self._store.add("said", 1) > 1
-        except RuntimeError:  # whoever kept the store is gone
-            is_said = False
-        if not is_said:
-            print(sentence, file=sys.stderr, flush=True)
+            turn = self._ask_turn()
+        except RuntimeError:  # whoever counts is gone
+            turn = 1
+        if turn == 1:
+            sys.stderr.write(sentence + "\n")
 
 
 @contextmanager
@@ -196,10 +196,10 @@ def joined_ranks() -> Iterator[Job]:
     if torch.cuda.is_available():
         _take_gpu()
     try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=_TIMEOUT))
+        store, rank, size = next(rendezvous("env://", timeout=_TIMEOUT))
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            store=dist.PrefixStore("ranks", store),
+            store=store,
             rank=rank,
             world_size=size,
             timeout=_TIMEOUT,
@@ -210,7 +210,7 @@ def joined_ranks() -> Iterator[Job]:
             "connections to one another."
         ) from error
     try:
-        yield Job(dist.PrefixStore("job", store))
+        yield Job(lambda: int(store.add("saescope", 1)))
     finally:
         dist.destroy_process_group()
 
@@ -229,7 +229,7 @@ def _take_gpu() -> None:
     number, n_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if number >= n_gpus:
         raise ConfigError(
-            f"This machine has fewer GPUs ({n_gpus}) than processes ({os.environ.get('LOCAL_WORLD_SIZE', number + 1)}); "
+            f"This machine has only {n_gpus} GPUs for {os.environ.get('LOCAL_WORLD_SIZE', number + 1)} processes; "
             f"start torchrun with --nproc-per-node {n_gpus}."
         )
     torch.cuda.set_device(number)

@@ -189,7 +189,7 @@ def bag_dot(offsets: Tensor, indices: Tensor, rows: Tensor, table: Tensor) -> Te
     n_bags = len(offsets) - 1
     bags = torch.arange(n_bags, device=offsets.device).repeat_interleave(offsets.diff(), output_size=len(indices))
     at_a_time = max(1, _EAGER_BYTES // (table.element_size() * max(1, table.shape[1])))
-    parts = zip(bags.split(at_a_time), indices.split(at_a_time), strict=True)
+    parts = zip(torch.split(bags, at_a_time), torch.split(indices, at_a_time), strict=True)
     return torch.cat([(rows[bag] * table[index]).sum(dim=1) for bag, index in parts])
 
 

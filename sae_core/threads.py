@@ -55,10 +55,15 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
 
 
 def _started(n_threads: int) -> ThreadPoolExecutor:
-    """A pool whose threads all run. Setting a thread's count also sets what later threads get, so it is set back."""
+    """A pool whose threads all run, each with one thread of torch's.
+
+    Setting a thread's count also sets what other threads get when they first ask, so each asks before it sets its own,
+    and it is set back when all have.
+    """
     all_started = Barrier(n_threads + 1)
 
     def start() -> None:
+        torch.get_num_threads()
         torch.set_num_threads(1)
         _inside.is_worker = True
         all_started.wait()

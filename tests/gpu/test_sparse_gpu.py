@@ -242,3 +242,61 @@ def test_a_tensor_on_another_device_is_refused() -> None:
     sparse_triton.bag_sum(offsets, indices, values, table)
     with pytest.raises(ValueError, match="values must"):
         sparse_triton.bag_sum(offsets, indices, values.cpu(), table)
+
+
+# What `sparse`, `select` and the losses make of them
+
+
+def loss_and_gradients(
+    architecture: str, device: str, *, seed: int = 0, in_bfloat16: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Of one batch in training, on this device, copied to the CPU."""
+    from sae_core.losses import Terms, outcome
+    from tests import planted
+
+    sae = planted.random_sae(64, 512, 8, seed=seed, architecture=architecture).train().to(device)
+    sae.selects_in_bfloat16 = in_bfloat16
+    x = torch.randn(300, 64, generator=torch.Generator().manual_seed(seed)).to(device)
+    loss = outcome(sae, x, x, Terms((x - x.mean(dim=0)).square().sum(), 0.3, False)).loss
+    loss.backward()
+    gradients = {name: p.grad.cpu() for name, p in sae.named_parameters() if p.grad is not None}
+    return loss.detach().cpu(), gradients
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "matryoshka", "jumprelu", "gated", "relu"])
+def test_a_loss_and_its_gradients_are_those_of_the_cpu(architecture: str) -> None:
+    ours, gradients = loss_and_gradients(architecture, "cuda")
+    truth, expected = loss_and_gradients(architecture, "cpu")
+
+    torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-5)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert gradients[name].stride() == gradient.stride()
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-2, atol=1e-3 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("in_bfloat16", [False, True])
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "matryoshka"])
+def test_a_batch_gives_the_same_bits_again(architecture: str, in_bfloat16: bool) -> None:
+    loss, gradients = loss_and_gradients(architecture, "cuda", in_bfloat16=in_bfloat16)
+
+    for _ in range(5):
+        again, same = loss_and_gradients(architecture, "cuda", in_bfloat16=in_bfloat16)
+        assert torch.equal(again, loss)
+        assert all(torch.equal(same[name], gradient) for name, gradient in gradients.items())
+
+
+def test_adding_up_by_feature_waits_for_nothing_and_gives_the_same_bits(generator: torch.Generator) -> None:
+    from sae_core import sparse
+
+    code = make_code(SIZES["gpt2"], generator)
+    sparse_code = sparse.SparseCode(*code, d_sae=SIZES["gpt2"].d_sae)
+    truth = torch.zeros(sparse_code.d_sae, dtype=torch.float64, device="cuda")
+    truth.index_add_(0, code.indices, code.values.double())
+    first = sparse._total_by_feature(sparse_code, code.values)
+
+    with no_waiting():
+        again = [sparse._total_by_feature(sparse_code, code.values) for _ in range(5)]
+
+    torch.testing.assert_close(first.double(), truth, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(same, first) for same in again)

@@ -90,7 +90,7 @@ def test_sparse_gradients_are_the_plain_dense_ones() -> None:
 
 
 def slow_training(config: TrainConfig, start: TopKSAE, batches: list[Tensor]) -> dict[str, Tensor]:
-    """TopK as its papers write it: dense, by autograd, with Adam spelt out. No auxiliary loss."""
+    """TopK as its papers write it: dense, by autograd, with Adam spelt out. No feature is revived."""
     weights = {name: p.detach().clone().double().requires_grad_() for name, p in start.named_parameters()}
     first = batches[0].double()
     scale = math.sqrt(first.shape[1]) / first.norm(dim=1).mean()
@@ -121,7 +121,7 @@ def slow_training(config: TrainConfig, start: TopKSAE, batches: list[Tensor]) ->
 
 
 def test_steps_are_the_slow_dense_ones() -> None:
-    config = config_of(aux_coefficient=0.0)
+    config = config_of(bias_lift=0.0)
     trainee = Trainee(config, d_in=D_IN)
     start = copy.deepcopy(trainee.sae)
     assert isinstance(start, TopKSAE)
@@ -162,22 +162,23 @@ def test_every_architecture_learns_about_as_many_features_as_it_is_asked_for(arc
 
 
 @pytest.mark.slow
-def test_dead_features_are_revived_by_the_auxiliary_loss() -> None:
-    torch.manual_seed(0)
-    shares = {}
-    for coefficient in (0.0, 1 / 32):
-        config = config_of(
-            tokens=1 << 20, dead_after_tokens=512, aux_coefficient=coefficient, learning_rate=1e-2, d_sae=64
-        )
+@pytest.mark.parametrize(
+    "way", [{"aux_coefficient": 1 / 32, "bias_lift": 0.0}, {"bias_lift": 5.0}], ids=["auxiliary-loss", "bias-lift"]
+)
+def test_dead_features_are_revived(way: dict[str, float]) -> None:
+    shares = []
+    for revival in ({"bias_lift": 0.0}, way):
+        config = config_of(tokens=1 << 20, dead_after_tokens=512, learning_rate=1e-2, d_sae=64, **revival)
+        generator = torch.Generator().manual_seed(0)
         trainee = Trainee(config, d_in=32)
-        trainee.step(torch.randn(256, 32))
+        trainee.step(torch.randn(256, 32, generator=generator))
         with torch.no_grad():
             trainee.sae.b_enc[:32] = -3  # half the features are never among the k largest
         for _ in range(150):
-            trainee.step(torch.randn(256, 32))
-        shares[coefficient] = float((trainee.tokens_since_fired >= 512).float().mean())
-    assert shares[0.0] > 0.2
-    assert shares[1 / 32] < shares[0.0] / 2
+            trainee.step(torch.randn(256, 32, generator=generator))
+        shares.append(float((trainee.tokens_since_fired >= 512).float().mean()))
+    assert shares[0] > 0.2
+    assert shares[1] < shares[0] / 2
 
 
 # Beginnings and ends
@@ -252,7 +253,7 @@ def test_it_is_done_when_all_tokens_are_seen() -> None:
 
 
 def test_metrics_are_means_since_the_last_reading() -> None:
-    config = config_of(tokens=64 * 1000, dead_after_tokens=200, aux_coefficient=0.0)
+    config = config_of(tokens=64 * 1000, dead_after_tokens=200)
     trainee = Trainee(config, d_in=D_IN)
     assert trainee.read_metrics() is None
     trained(trainee, batches_of(2, seed=3))
@@ -280,8 +281,8 @@ def test_metrics_are_means_since_the_last_reading() -> None:
     assert trainee.read_metrics() is None
 
 
-def test_features_count_as_dead_after_a_sixteenth_of_the_tokens_and_no_fewer_than_four_batches() -> None:
-    assert Trainee(config_of(tokens=64 * 160), d_in=D_IN).dead_after_tokens == 640
+def test_features_count_as_dead_after_a_share_of_the_tokens_and_no_fewer_than_four_batches() -> None:
+    assert Trainee(config_of(tokens=64 * 320), d_in=D_IN).dead_after_tokens == 640
     assert Trainee(config_of(tokens=64 * 16), d_in=D_IN).dead_after_tokens == 256
     assert Trainee(config_of(dead_after_tokens=77), d_in=D_IN).dead_after_tokens == 77
 
@@ -292,6 +293,7 @@ def test_features_count_as_dead_after_a_sixteenth_of_the_tokens_and_no_fewer_tha
 KINDS = {
     **{architecture: {"architecture": architecture} for architecture in ARCHITECTURES},
     "multi-topk": {"multi_topk": True},
+    "topk-with-auxiliary-loss": {"aux_coefficient": 1 / 32},
     "transcoder": {"target_hook": "mlp_out"},
 }
 
@@ -354,7 +356,7 @@ def test_activations_that_are_all_the_same_are_no_error(kind: str) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"d_sae": 1, "k": 1}, {"d_sae": 17, "k": 17}, {"batch_tokens": 1, "tokens": 3}, {"aux_coefficient": 0.0}],
+    [{"d_sae": 1, "k": 1}, {"d_sae": 17, "k": 17}, {"batch_tokens": 1, "tokens": 3}, {"aux_coefficient": 1 / 32}],
     ids=str,
 )
 @pytest.mark.parametrize("kind", KINDS)

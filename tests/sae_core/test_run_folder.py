@@ -70,10 +70,8 @@ def test_once_begun_another_configuration_is_refused_with_what_differs(
 ) -> None:
     folder.save_checkpoint(trainee_after(config, 1), PLACE)
 
-    with refuses(
-        ConfigError, "The run one exists with another corpus (a b there, c here), k (2 there, 3 here);", "another --slug",
-        str(folder.path),
-    ):  # fmt: skip
+    said = "The run one exists with another corpus (a b there, c here), k (2 there, 3 here);"
+    with refuses(ConfigError, said, "another --slug", str(folder.path)):
         RunFolder(folder.path, dataclasses.replace(config, k=3, corpus=("c",)))
     assert TrainConfig.load(folder.path / "config.json") == config
 

@@ -1,6 +1,7 @@
 """Which entries are selected, against `torch.topk` and comparisons of the whole (N, d_sae) matrix."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import pytest
@@ -40,26 +41,49 @@ def integers(n: int, d_sae: int, dtype: torch.dtype, high: int) -> Inputs:
     return made_of(torch.randint(-high, high + 1, (n, d_sae), generator=generator).to(dtype))
 
 
-@pytest.fixture(params=["compiled", "eager"])
-def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "eager":
-        monkeypatch.setattr(sparse, "is_compiled", lambda tensor: False)
+class Way(NamedTuple):
+    is_compiled: bool
+    n_threads: int
+    slice_bytes: int
 
 
-@pytest.fixture(params=[1, 2], ids=["one-thread", "two-threads"])
-def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+ONE_SLICE, SOME_ROWS, ONE_ROW = 32 << 20, 5000, 1
+COMPILED, EAGER = Way(True, 1, ONE_SLICE), Way(False, 1, ONE_SLICE)
+WAYS = {
+    "compiled": COMPILED,
+    "compiled, slices of some rows": COMPILED._replace(slice_bytes=SOME_ROWS),
+    "compiled, two threads": COMPILED._replace(n_threads=2),
+    "compiled, two threads, slices of one row": Way(True, 2, ONE_ROW),
+    "eager": EAGER,
+    "eager, two threads, slices of some rows": Way(False, 2, SOME_ROWS),
+}
+
+
+@contextmanager
+def going(way: Way) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(select, "CPU_SLICE_BYTES", way.slice_bytes)
+        if not way.is_compiled:
+            patch.setattr(sparse, "is_compiled", lambda tensor: False)
+        torch.set_num_threads(way.n_threads)
+        yield
+        torch.set_num_threads(before)
 
 
-@pytest.fixture(params=[32 << 20, 5000, 1], ids=["one-slice", "slices-of-some-rows", "slices-of-one-row"])
-def _slices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "CPU_SLICE_BYTES", request.param)
+@pytest.fixture(params=WAYS.values(), ids=WAYS)
+def _way(request: pytest.FixtureRequest) -> Iterator[None]:
+    with going(request.param):
+        yield
 
 
-every_way = pytest.mark.usefixtures("_path", "_threads", "_slices")
+@pytest.fixture(params=[COMPILED, EAGER], ids=["compiled", "eager"])
+def _path(request: pytest.FixtureRequest) -> Iterator[None]:
+    with going(request.param):
+        yield
+
+
+every_way = pytest.mark.usefixtures("_way")
 both_floats = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 
 
@@ -85,16 +109,16 @@ def assert_top_k(code: SparseCode, pre_acts: Tensor, k: int) -> None:
 
 # The k largest of each row
 
-WIDTHS = [1, 2, 100, 127, 128, 129, 256, 300, 1000, 4096]
+WIDTHS = [1, 2, 100, 127, 128, 129, 300, 1000]
 
 
 @every_way
 @both_floats
 @pytest.mark.parametrize("d_sae", WIDTHS)
 def test_the_k_largest_of_random_rows_are_those_of_torch(d_sae: int, dtype: torch.dtype) -> None:
-    inputs = random_inputs(70, d_sae, dtype)
+    inputs = random_inputs(66, d_sae, dtype)
 
-    for k in sorted({1, min(3, d_sae), min(40, d_sae), d_sae}):
+    for k in sorted({1, min(40, d_sae), d_sae}):
         assert_top_k(select.top_k(*inputs, k), inputs.pre_acts, k)
 
 
@@ -110,7 +134,7 @@ def test_any_number_of_rows_is_selected_from(n: int) -> None:
 @pytest.mark.usefixtures("_path")
 @both_floats
 @pytest.mark.parametrize("high", [0, 1, 5, 100])
-@pytest.mark.parametrize("d_sae", [50, 256, 1000])
+@pytest.mark.parametrize("d_sae", [50, 256, 300])
 def test_among_ties_exactly_k_are_selected(d_sae: int, high: int, dtype: torch.dtype) -> None:
     inputs = integers(20, d_sae, dtype, high)
 
@@ -148,14 +172,14 @@ def spread(d_sae: int, dtype: torch.dtype) -> dict[str, Tensor]:
 
 @pytest.mark.usefixtures("_path")
 @both_floats
-@pytest.mark.parametrize("d_sae", [60, 700])
+@pytest.mark.parametrize("d_sae", [60, 300])
 @pytest.mark.parametrize("kind", spread(8, torch.float32))
 def test_extreme_rows_are_selected_from_exactly(kind: str, d_sae: int, dtype: torch.dtype) -> None:
     row = spread(d_sae, dtype)[kind].to(dtype)
     shuffled = torch.stack([row, row[torch.randperm(d_sae, generator=torch.Generator().manual_seed(2))]])
     inputs = Inputs(torch.ones(2, 1, dtype=dtype), torch.zeros(1, d_sae, dtype=dtype), shuffled[1])
 
-    for k in (1, 5, 33, d_sae):
+    for k in (1, 33, d_sae):
         for b_enc in shuffled:
             assert_top_k(select.top_k(*inputs._replace(b_enc=b_enc), k), b_enc.expand(2, -1), k)
 
@@ -207,32 +231,32 @@ def assert_top_of_batch(code: SparseCode, pre_acts: Tensor, n: int) -> None:
 
 @every_way
 @both_floats
-@pytest.mark.parametrize("d_sae", [1, 100, 129, 1000])
+@pytest.mark.parametrize("d_sae", [1, 129, 300])
 def test_the_largest_of_a_random_batch_are_those_of_torch(d_sae: int, dtype: torch.dtype) -> None:
-    inputs = random_inputs(300, d_sae, dtype)
+    inputs = random_inputs(150, d_sae, dtype)
     n_positive = int((inputs.pre_acts > 0).sum())
 
-    for n in (0, 1, 300, 300 * min(4, d_sae), n_positive, n_positive + 1, 300 * d_sae):
+    for n in (0, 1, 150 * min(4, d_sae), n_positive, n_positive + 1, 150 * d_sae):
         assert_top_of_batch(select.top_of_batch(*inputs, n), inputs.pre_acts, n)
 
 
-@pytest.mark.usefixtures("_path", "_threads")
-@pytest.mark.parametrize("n_rows", [0, 1, 127, 128, 129, 1000])
+@every_way
+@pytest.mark.parametrize("n_rows", [0, 1, 127, 129, 300])
 def test_any_number_of_rows_makes_a_batch(n_rows: int) -> None:
     inputs = random_inputs(n_rows, 50)
 
     assert_top_of_batch(select.top_of_batch(*inputs, 3 * n_rows), inputs.pre_acts, 3 * n_rows)
 
 
-@pytest.mark.usefixtures("_path", "_threads")
+@pytest.mark.usefixtures("_path")
 def test_a_batch_whose_sampled_rows_say_nothing_of_the_others_is_selected_from_exactly() -> None:
-    inputs = random_inputs(1024, 100)
-    step = 1024 // 128
+    inputs = random_inputs(512, 50, torch.float64)
+    step = 512 // 128
     for sampled, rest in ((100.0, 1.0), (0.01, 1.0), (-1.0, 1.0), (1.0, 0.0)):  # bounds too high, or too low
-        scales = torch.full((1024, 1), rest)
+        scales = torch.full((512, 1), rest, dtype=torch.float64)
         scales[::step] = sampled
-        skewed = inputs._replace(x=inputs.x * scales, b_enc=torch.zeros(100))
-        for n in (10, 1024, 8192):
+        skewed = inputs._replace(x=inputs.x * scales, b_enc=inputs.b_enc * 0)
+        for n in (10, 512, 4096):
             assert_top_of_batch(select.top_of_batch(*skewed, n), skewed.pre_acts, n)
 
 
@@ -260,7 +284,7 @@ def test_from_a_batch_without_positive_pre_activations_nothing_is_selected() -> 
 
 @every_way
 @both_floats
-@pytest.mark.parametrize("d_sae", [1, 100, 129, 1000])
+@pytest.mark.parametrize("d_sae", [1, 129, 300])
 def test_those_above_the_thresholds_are_those_of_a_comparison(d_sae: int, dtype: torch.dtype) -> None:
     inputs = random_inputs(90, d_sae, dtype)
     of_features = torch.rand(d_sae, generator=torch.Generator().manual_seed(4), dtype=dtype)
@@ -274,7 +298,7 @@ def test_those_above_the_thresholds_are_those_of_a_comparison(d_sae: int, dtype:
         assert torch.equal(code.indices, passing.nonzero()[:, 1])
 
 
-@pytest.mark.usefixtures("_path", "_threads")
+@every_way
 @pytest.mark.parametrize("n_rows", [0, 1, 64, 65])
 def test_any_number_of_rows_is_compared(n_rows: int) -> None:
     inputs = random_inputs(n_rows, 50)
@@ -305,7 +329,7 @@ def test_an_infinite_threshold_or_bias_turns_a_feature_off() -> None:
 # All of them
 
 
-@pytest.mark.usefixtures("_path", "_threads")
+@every_way
 def test_no_features_have_no_entries() -> None:
     inputs = random_inputs(70, 0)
 
@@ -319,9 +343,7 @@ def test_no_features_have_no_entries() -> None:
 
 @pytest.mark.parametrize("kind", ["top_k", "top_of_batch", "above"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_compiled_and_the_eager_way_agree(
-    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_compiled_and_the_eager_way_agree(kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = random_inputs(100, 500, dtype)
 
     def dense() -> Tensor:
@@ -337,7 +359,7 @@ def test_the_compiled_and_the_eager_way_agree(
     assert torch.equal(compiled, dense())
 
 
-@pytest.mark.usefixtures("_threads")
+@every_way
 def test_selecting_twice_gives_the_same_bits() -> None:
     inputs = random_inputs(300, 500)
     for make in (
@@ -349,7 +371,7 @@ def test_selecting_twice_gives_the_same_bits() -> None:
         assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("offsets", "indices", "values"))
 
 
-@pytest.mark.usefixtures("_path", "_threads")
+@every_way
 @pytest.mark.parametrize("kind", ["top_k", "top_of_batch"])
 def test_selecting_in_bfloat16_differs_among_near_ties_only_and_values_are_exact(kind: str) -> None:
     inputs = random_inputs(200, 500, d_in=32)
@@ -388,7 +410,7 @@ def test_selected_values_have_no_gradients_even_of_parameters() -> None:
         assert not code.values.requires_grad
 
 
-@pytest.mark.usefixtures("_path", "_threads")
+@every_way
 def test_selecting_works_in_inference_mode_and_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(select._memory, "kept", None, raising=False)
     inputs = random_inputs(150, 60)

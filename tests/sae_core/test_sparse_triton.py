@@ -1,7 +1,7 @@
 """The Triton kernels without a GPU: run in Triton's interpreter against dense float64 products, and compiled for GPUs.
 
 Triton decides at its first import whether it interprets, so each of the two has a process of its own, which runs this
-file as a program: this session never imports Triton.
+file as a program: this session never imports Triton. Both run at once.
 """
 
 import importlib
@@ -161,9 +161,109 @@ def check_refusal(spoil: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> No
         function(**{name: spoilt[name] for name in (*whole, used)})
 
 
+class Leaves(NamedTuple):
+    x: Tensor
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+
+
+def leaves(*, in_order: bool = True) -> Leaves:
+    """Of an SAE with 5 inputs and 12 features; unless `in_order`, nothing lies in memory as it is fastest."""
+    generator = torch.Generator().manual_seed(3)
+
+    def made(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    own = Leaves(made(5, 6).T, made(12, 5).T, made(12), made(5, 12).T, made(5))
+    if in_order:
+        own = Leaves(own.x.contiguous(), own.W_enc, own.b_enc, own.W_dec.contiguous(), own.b_dec)
+    return Leaves(*(tensor.requires_grad_() for tensor in own))
+
+
+def on_kernels(own: Leaves, *, in_bfloat16: bool = False) -> Tensor:
+    """An SAE's output as `sparse` makes it; runs where `sparse` takes CPU tensors for a GPU's."""
+    from sae_core import select, sparse
+
+    x = own.x - own.b_dec.detach()
+    code = select.top_k(x, own.W_enc, own.b_enc, 3, in_bfloat16=in_bfloat16)
+    values = sparse.pre_acts_at(code, x, own.W_enc, own.b_enc, own.b_dec)
+    return sparse.decode(code.with_values(values.relu()), own.W_dec) + own.b_dec
+
+
+def densely(own: Leaves) -> Tensor:
+    pre_acts = (own.x - own.b_dec) @ own.W_enc + own.b_enc
+    kept = torch.zeros_like(pre_acts).scatter(1, pre_acts.topk(3, dim=1).indices, 1.0)
+    return (pre_acts * kept).relu() @ own.W_dec + own.b_dec
+
+
+def gradients(output: Tensor, own: Leaves) -> tuple[Tensor, ...]:
+    return torch.autograd.grad((output - torch.linspace(-1, 1, 5)).square().sum(), list(own))
+
+
+def check_gradients(in_order: bool) -> None:
+    """Output and all gradients as `sparse` has them made by the kernels, every one of which is called."""
+    from sae_core import sparse_triton
+
+    own, calls = leaves(in_order=in_order), set()
+    assert own.x.is_contiguous() == own.W_dec.is_contiguous() == in_order
+    with pytest.MonkeyPatch.context() as patch:
+        as_if_on_a_gpu(patch)
+        for name in ("bag_sum", "bag_dot", "by_feature"):
+            kernel = getattr(sparse_triton, name)
+            patch.setattr(
+                sparse_triton,
+                name,
+                lambda *args, name=name, kernel=kernel, **own: calls.add(name) or kernel(*args, **own),
+            )
+        patch.setattr(Tensor, "index_add_", None, raising=False)  # on a GPU it adds in any order
+        ours = on_kernels(own)
+        found, again = gradients(ours, own), gradients(on_kernels(own), own)
+        chosen_in_bfloat16 = on_kernels(own, in_bfloat16=True)
+    assert calls == {"bag_sum", "bag_dot", "by_feature"}
+    torch.testing.assert_close(ours, densely(own))
+    torch.testing.assert_close(chosen_in_bfloat16, ours)  # here no ties are so near
+    for gradient, same, truth in zip(found, again, gradients(densely(own), own), strict=True):
+        torch.testing.assert_close(gradient, truth, rtol=1e-4, atol=1e-4)
+        assert torch.equal(gradient, same)
+
+
+def check_wide_gradients() -> None:
+    """A weight's gradient from rows of bfloat16 is not rounded to bfloat16."""
+    from sae_core import sparse
+
+    offsets, indices, values = make([3, 0, 4, 2], 9)
+    rows = torch.randn(4, 24).to(BF16)
+    code = sparse.SparseCode(offsets, indices, values.to(BF16), d_sae=9)
+    with pytest.MonkeyPatch.context() as patch:
+        as_if_on_a_gpu(patch)
+        assert sparse.decode(code, torch.randn(9, 24).to(BF16)).dtype == BF16
+        ours = sparse.sum_by_feature(code, code.values, rows)
+    assert ours.dtype == F32
+    truth = dense(offsets, indices, code.values, 9).T
+    assert_product(ours, truth, dense(offsets, indices, code.values.abs(), 9).T, rows)
+
+
+def as_if_on_a_gpu(patch: pytest.MonkeyPatch) -> None:
+    from sae_core import sparse
+
+    patch.setattr(sparse, "_CUDA", "cpu")
+    patch.setattr(sparse, "_CPU", "elsewhere")
+    patch.setattr(sparse, "_triton_runs_on", lambda device: True)
+
+
+WITH_SPARSE: dict[str, Callable[[], None]] = {
+    "output and gradients": partial(check_gradients, in_order=True),
+    "output and gradients of what lies otherwise in memory": partial(check_gradients, in_order=False),
+    "wide gradients": check_wide_gradients,
+}
+
+
 def interpret() -> dict[str, str]:
     """What went wrong with each case, empty where nothing did."""
-    checks = {name: partial(check, case) for name, case in CASES.items()}
+    checks: dict[str, Callable[[], None]] = {name: partial(check, case) for name, case in CASES.items()}
+    checks |= WITH_SPARSE
     checks |= {name: partial(check_refusal, spoil) for name, spoil in REFUSED.items()}
     found = {}
     for name, run in checks.items():
@@ -209,25 +309,41 @@ def assembly() -> dict[str, str]:
     return made
 
 
-def in_fresh_process(function: str, folder: Path, **environment: str) -> dict[str, str]:
-    """What a function of this file returns in a process with these environment variables."""
-    result = folder / f"{function}.json"
-    unset = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.sae_core.test_sparse_triton", function, str(result)],
-        cwd=ROOT,
-        env={**unset, "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(folder / "triton"), **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, str] = json.loads(result.read_text())
-    return found
+class FreshProcess:
+    """Runs a function of this file in a process of its own, with these environment variables."""
+
+    def __init__(self, function: str, folder: Path, **environment: str) -> None:
+        self._result = folder / f"{function}.json"
+        unset = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.sae_core.test_sparse_triton", function, str(self._result)],
+            cwd=ROOT,
+            env={**unset, "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(folder / "triton"), **environment},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def result(self) -> dict[str, str]:
+        _, errors = self._process.communicate()
+        assert self._process.returncode == 0, errors
+        found: dict[str, str] = json.loads(self._result.read_text())
+        return found
 
 
 @pytest.fixture(scope="module")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return in_fresh_process("interpret", tmp_path_factory.mktemp("interpreted"), TRITON_INTERPRET="1")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[FreshProcess, FreshProcess]:
+    folder = tmp_path_factory.mktemp("triton")
+    return FreshProcess("interpret", folder, TRITON_INTERPRET="1"), FreshProcess("assembly", folder)
+
+
+@pytest.fixture(scope="module")
+def interpreted(both: tuple[FreshProcess, FreshProcess]) -> dict[str, str]:
+    return both[0].result()
+
+
+@pytest.fixture(scope="module")
+def assembled(both: tuple[FreshProcess, FreshProcess]) -> dict[str, str]:
+    return both[1].result()
 
 
 @pytest.mark.slow
@@ -243,11 +359,15 @@ def test_what_a_kernel_would_misread_is_refused(name: str, interpreted: dict[str
 
 
 @pytest.mark.slow
-def test_the_kernels_compile_for_gpus_with_the_widest_loads_and_no_atomics(tmp_path: Path) -> None:
-    made = in_fresh_process("assembly", tmp_path)
+@pytest.mark.parametrize("name", WITH_SPARSE)
+def test_sparse_takes_the_kernels_and_gets_what_dense_autograd_does(name: str, interpreted: dict[str, str]) -> None:
+    assert interpreted[name] == "", interpreted[name]
 
-    assert len(made) == 6
-    for name, ptx in made.items():
+
+@pytest.mark.slow
+def test_the_kernels_compile_for_gpus_with_the_widest_loads_and_no_atomics(assembled: dict[str, str]) -> None:
+    assert len(assembled) == 6
+    for name, ptx in assembled.items():
         assert len(re.findall(r"ld\.global\S*\.v4\.b32", ptx)) >= 8, name  # 16 bytes of each row of a tile
         assert re.findall(r"\b(?:atom|red)\.", ptx) == [], name
 
