@@ -229,7 +229,7 @@ def counted(
     )
     acts = [at_hook[is_counted] for at_hook in read(ids, attention)]
     for at_hook in acts:
-        if not bool(torch.isfinite(at_hook.sum(dtype=torch.float64))):
+        if not bool(torch.isfinite(at_hook.sum(dtype=torch.float32))):
             raise TrainingError(_not_finite(model, contexts, read, frame))
     return acts
 

@@ -29,7 +29,7 @@ AUXILIARY = ("topk", "batchtopk", "matryoshka")  # have an auxiliary loss for de
 SHARDABLE = ("topk", "batchtopk")  # can be spread over ranks by features
 _FIRST_SPARSITY = 0.1  # where steering the L1 penalty to k starts
 _START_FACTOR = 4.0  # L0 at the start of architectures without a k of their own, in units of k
-_SAMPLE_ROWS = 1024  # on which that is set
+START_ROWS = 1024  # on which that is set
 _STEERING_PACE = 20.0  # over the whole run, in factors of e per factor of e that L0 is off
 
 
@@ -158,7 +158,7 @@ class Trainee:
         if not self._n_steps:
             return None
         squared_error, variance, n_active, loss = self._sums.tolist()
-        is_dead = (self.tokens_since_fired >= self.dead_after_tokens).double()
+        is_dead = (self.tokens_since_fired >= self.dead_after_tokens).float()
         n_dead = is_dead.sum() if not self.ranks.shards_features else self.ranks.sum(is_dead.sum())
         metrics = StepMetrics(
             tokens=self.n_tokens,
@@ -246,7 +246,7 @@ class Trainee:
         self._scales = (scale, target_scale)
         self.sae.b_dec.copy_(goal.mean(dim=0) * target_scale)
         if self.config.architecture not in AUXILIARY:
-            self._start_sparse(model_acts[:_SAMPLE_ROWS] * scale)
+            self._start_sparse(model_acts[:START_ROWS] * scale)
 
     def _start_sparse(self, x: Tensor) -> None:
         """Sets b_enc (for JumpReLU the thresholds) so that L0 on the rows x starts at 4k, the same for each feature.

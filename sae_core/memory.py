@@ -2,13 +2,13 @@
 
     per SAE     weights, gradients, Adam's two moments: 4 × 4 bytes × d_sae · (d_in + d_out + 2)
     once        as much as the widest SAE's weights, for what is made of gradients
-    per core    (on a GPU once) a slice of pre-activations and a forward pass of the model
-    per batch   inputs, error, gradients (N, d): six of them; about 60 bytes for each entry of a code
+    per core    (on a GPU once) a slice of pre-activations, twice, and a forward pass of the model
+    per batch   inputs, error, gradients (N, d): six of them, and for each group; 60 bytes for each entry of a code
     per hook    the buffer, in the model's own precision, and the passes that are being copied into it
     the model   its weights
 
-A token has k entries, and d_in / 2 more while dead features are revived. ReLU, gated and JumpReLU SAEs start with half
-their features active.
+A token has k entries, and d_in / 2 more while the auxiliary loss revives features. ReLU, gated and JumpReLU SAEs have
+several times as many at first, which takes three dense products of some rows to find.
 """
 
 import os
@@ -18,8 +18,10 @@ import torch
 
 from sae_core import select
 from sae_core.activations import FORWARD_TOKENS
-from sae_core.config import PENALISED, TrainConfig
+from sae_core.config import TrainConfig
 from sae_core.errors import ConfigError
+from sae_core.fit import AUXILIARY, START_ROWS
+from sae_core.sae import MatryoshkaSAE
 
 _BASE_BYTES = 300 << 20  # Python, torch and transformers themselves
 _ENTRY_BYTES = 60
@@ -58,9 +60,11 @@ def training_bytes(
     n_hooks = len({name for config in configs for name in (config.hook_name, config.target_hook_name) if name})
     widest = max(config.d_sae for config in configs)
     saes = sum(16 * config.d_sae * (2 * d_model + 2) for config in configs) + 4 * widest * 2 * d_model
-    slices = n_cores * max(select.CPU_SLICE_BYTES if on_cpu else select.GPU_SLICE_BYTES, 4 * widest)
+    slices = 2 * n_cores * max(select.CPU_SLICE_BYTES if on_cpu else select.GPU_SLICE_BYTES, 4 * widest)
+    n_groups = max(len(MatryoshkaSAE.GROUP_SHARES) if c.architecture == "matryoshka" else 0 for c in configs)
     entries = max(_entries(config, d_model) for config in configs)
-    batch = shared.batch_tokens * (6 * 4 * d_model + _ENTRY_BYTES * entries)
+    batch = shared.batch_tokens * (6 * (1 + n_groups) * 4 * d_model + _ENTRY_BYTES * entries)
+    batch += max(0 if config.architecture in AUXILIARY else 12 * START_ROWS * config.d_sae for config in configs)
     total = saes + slices + batch + model_bytes + n_hooks * buffer_tokens * d_model * item
     if shared.cache_activations:
         total += (n_hooks + 1) * buffer_tokens * d_model * 2
@@ -75,8 +79,8 @@ def training_bytes(
 
 def _entries(config: TrainConfig, d_model: int) -> int:
     """The most entries that a token's code has."""
-    if config.architecture in (*PENALISED, "jumprelu"):
-        return config.d_sae // 2
+    if config.architecture not in AUXILIARY:
+        return 6 * config.k
     k = config.k * (5 if config.multi_topk else 2 if config.architecture != "topk" else 1)
     return k + (d_model // 2 if config.aux_coefficient else 0)
 

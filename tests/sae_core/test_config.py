@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sae_core.config import HOOKS, IndexConfig, TrainConfig, check_slug
+from sae_core.config import ARCHITECTURES, HOOKS, IndexConfig, TrainConfig, check_slug
 from sae_core.errors import ConfigError
 
 Refuses = Callable[..., AbstractContextManager[None]]
@@ -28,6 +28,22 @@ def index_config(**values: Any) -> IndexConfig:
         ({"layer": -1}, ["layer", "-1"]),
         ({"corpus": ()}, ["corpus"]),
         ({"hook": "resid_mid"}, ["'resid_mid'", *HOOKS]),
+        ({"target_hook": "resid_mid"}, ["'resid_mid'", *HOOKS]),
+        ({"target_layer": 4}, ["target_layer", "target_hook"]),
+        ({"target_layer": -1, "target_hook": "mlp_out"}, ["target_layer is -1"]),
+        ({"architecture": "vanilla"}, ["'vanilla'", *ARCHITECTURES]),
+        ({"architecture": "batchtopk", "multi_topk": True}, ["multi_topk", "batchtopk"]),
+        ({"sparsity": 1.0}, ["sparsity", "topk", "relu"]),
+        ({"sparsity": -1.0, "architecture": "relu"}, ["sparsity is -1.0"]),
+        ({"sparsity": math.nan, "architecture": "relu"}, ["sparsity is nan"]),
+        ({"sparsity_warmup_share": 1.5}, ["sparsity_warmup_share is 1.5"]),
+        ({"aux_coefficient": -1.0}, ["aux_coefficient is -1.0"]),
+        ({"bias_lift": -1.0}, ["bias_lift is -1.0"]),
+        ({"dead_after_tokens": 0}, ["dead_after_tokens is 0"]),
+        ({"seed": -1}, ["seed is -1"]),
+        ({"seed": 2**31}, ["seed is 2147483648", "2147483647"]),
+        ({"data_seed": -1}, ["data_seed is -1"]),
+        ({"data_seed": 2**31}, ["data_seed is 2147483648"]),
         ({"d_sae": 0}, ["d_sae is 0"]),
         ({"k": 0}, ["k is 0"]),
         ({"k": 65, "d_sae": 64}, ["k (65)", "d_sae (64)"]),
@@ -78,9 +94,20 @@ def test_a_bad_value_of_an_index_is_refused_in_one_sentence(
         {"layer": 0, "d_sae": 1, "k": 1, "tokens": 1, "context_size": 2, "batch_tokens": 1, "buffer_tokens": 2},
         {"k": 64, "d_sae": 64},
         {"batch_tokens": 100, "buffer_tokens": 200},
-        {"warmup_share": 0.0, "decay_share": 1.0},
+        {"warmup_share": 0.0, "decay_share": 1.0, "sparsity_warmup_share": 0.0},
+        {"seed": 2**31 - 1, "data_seed": 2**31 - 1},
+        {"architecture": "jumprelu", "sparsity": 0.0},
+        {"aux_coefficient": 0.0, "bias_lift": 0.0, "dead_after_tokens": 1},
     ],
-    ids=["smallest", "k-is-d_sae", "buffer-of-two-batches", "shares-at-their-ends"],
+    ids=[
+        "smallest",
+        "k-is-d_sae",
+        "buffer-of-two-batches",
+        "shares-at-their-ends",
+        "largest-seeds",
+        "no-sparsity",
+        "nothing-revives",
+    ],
 )
 def test_values_at_their_limits_are_allowed(values: dict[str, Any]) -> None:
     config = train_config(**values)
@@ -101,13 +128,34 @@ def test_a_config_cannot_be_changed() -> None:
 
 def test_the_hook_name_is_spelt_as_published_saes_spell_it() -> None:
     assert train_config(layer=6, hook="mlp_out").hook_name == "blocks.6.hook_mlp_out"
+    assert train_config(layer=6, hook="mlp_out").target_hook_name is None
+
+
+def test_a_transcoder_has_a_target_in_the_same_block_or_in_another() -> None:
+    transcoder = {"layer": 6, "hook": "mlp_in", "target_hook": "mlp_out"}
+
+    assert train_config(**transcoder).target_hook_name == "blocks.6.hook_mlp_out"
+    assert train_config(**transcoder, target_layer=0).target_hook_name == "blocks.0.hook_mlp_out"
+    assert train_config(**transcoder, target_layer=9).hook_name == "blocks.6.hook_mlp_in"
 
 
 @pytest.mark.parametrize(
     "values",
     [
         {},
-        {"corpus": ("数据/*.txt", "b.jsonl"), "prepend_bos": False, "learning_rate": 3e-4, "device": "cpu", "seed": 7},
+        {
+            "corpus": ("数据/*.txt", "b.jsonl"),
+            "prepend_bos": False,
+            "learning_rate": 3e-4,
+            "device": "cpu",
+            "seed": 7,
+            "architecture": "gated",
+            "sparsity": 0.5,
+            "hook": "mlp_in",
+            "target_hook": "mlp_out",
+            "target_layer": 5,
+            "cache_activations": True,
+        },
     ],
     ids=["defaults", "everything-set"],
 )
@@ -117,6 +165,15 @@ def test_a_saved_config_loads_as_itself(values: dict[str, Any], tmp_path: Path) 
     config.save(tmp_path / "config.json")
 
     assert TrainConfig.load(tmp_path / "config.json") == config
+
+
+def test_a_config_of_an_earlier_version_loads_with_the_defaults_of_what_it_did_not_know(tmp_path: Path) -> None:
+    train_config(k=7).save(tmp_path / "config.json")
+    values = json.loads((tmp_path / "config.json").read_text())
+    added = ("target_hook", "target_layer", "architecture", "multi_topk", "sparsity", "data_seed", "cache_activations")
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in values.items() if k not in added}))
+
+    assert TrainConfig.load(tmp_path / "config.json") == train_config(k=7)
 
 
 def test_a_saved_config_is_checked_when_loaded(tmp_path: Path, refuses: Refuses) -> None:

@@ -147,8 +147,8 @@ def test_the_learning_rate_rises_holds_and_falls_to_zero() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_learns_about_as_many_features_as_it_is_asked_for(architecture: str) -> None:
-    config = config_of(architecture=architecture, d_sae=80, tokens=64 * 600, learning_rate=3e-2)
-    trainee = trained(Trainee(config, d_in=D_IN), batches_of(600))
+    config = config_of(architecture=architecture, d_sae=80, tokens=64 * 300, learning_rate=3e-2)
+    trainee = trained(Trainee(config, d_in=D_IN), batches_of(300))
     test = batches_of(20, seed=1)
 
     sae = trainee.finished()

@@ -5,6 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from sae_core import model as model_module
 from sae_core.config import HOOKS
 from sae_core.errors import ConfigError, ModelError
-from sae_core.model import LanguageModel, choose_device, load_model, load_tokenizer, resolve_model
+from sae_core.model import LanguageModel, choose_device, load_model, load_outline, load_tokenizer, resolve_model
 from sae_core.records import ModelInfo
 from tests.tiny import CAUSAL_KINDS, D_MODEL, MODEL_KINDS, N_LAYERS, TEXTS, save_tiny_model
 
@@ -173,6 +174,30 @@ def test_a_half_precision_model_gives_nearly_the_same_activations_in_float32(dty
     assert float(losses.mean()) == pytest.approx(float(plain.mean()), rel=0.02)
 
 
+@pytest.mark.parametrize("kind", MODEL_KINDS)
+def test_an_outline_is_the_model_without_its_numbers(kind: str, loaded: Callable[[str], LanguageModel]) -> None:
+    model = loaded(kind)
+
+    outline = load_outline(model.info.model_name, dtype="bfloat16")
+
+    assert outline.info == model.info
+    assert {p.device.type for p in outline.module.parameters()} == {"meta"}
+    sizes = [sum(p.nbytes for p in module.parameters()) for module in (model.module, outline.module)]
+    assert sizes[0] == 2 * sizes[1]
+    for hook in HOOKS:
+        outline.check_hook(f"blocks.{N_LAYERS - 1}.hook_{hook}")
+    with pytest.raises(ConfigError, match=f"no layer {N_LAYERS}"):
+        outline.check_hook(f"blocks.{N_LAYERS}.hook_resid_post")
+
+
+def test_a_model_that_is_not_there_has_no_outline(tmp_path: Path, refuses: Refuses) -> None:
+    with refuses(ModelError, "There is no model folder", "check the path"):
+        load_outline(str(tmp_path / "nowhere"))
+    (tmp_path / "config.json").write_text('{"model_type": "of-the-future"}')
+    with refuses(ModelError, str(tmp_path)):
+        load_outline(str(tmp_path))
+
+
 # Reading activations
 
 
@@ -279,6 +304,94 @@ def test_activations_depend_on_no_later_token(llama: LanguageModel) -> None:
 
     torch.testing.assert_close(one[:, :12], other[:, :12], atol=1e-5, rtol=1e-5)
     assert float((one[:, 12:] - other[:, 12:]).abs().mean()) > 0.1
+
+
+@pytest.mark.parametrize("kind", MODEL_KINDS)
+def test_one_pass_reads_any_hooks_in_the_order_they_are_named_in(
+    kind: str, loaded: Callable[[str], LanguageModel]
+) -> None:
+    model = loaded(kind)
+    ids, mask = full_batch(model)
+    names = [f"blocks.{layer}.hook_{hook}" for layer in (2, 0, 1) for hook in HOOKS]
+    passes: list[int] = []
+
+    with (
+        model.blocks[0].register_forward_pre_hook(lambda *_: passes.append(1)),
+        model.reading([*names, names[0]]) as read,
+    ):
+        together = read(ids, mask)
+
+    assert len(passes) == 1
+    assert len(together) == len(names) + 1
+    for name, acts in zip([*names, names[0]], together, strict=True):
+        assert torch.equal(acts.float(), model.activations(ids, mask, name)), name
+
+
+def test_what_a_block_changes_in_place_is_read_as_it_was() -> None:
+    torch.manual_seed(0)
+    config = transformers.FalconConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, bos_token_id=1, eos_token_id=1
+    )
+    info = ModelInfo(model_name="falcon", revision="", architecture="FalconForCausalLM", n_layers=2, d_model=32)
+    falcon = LanguageModel(transformers.FalconForCausalLM(config), None, info)  # adds to its MLP's output in place
+    ids = torch.arange(22).view(2, 11)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+
+    with falcon.reading(["blocks.0.hook_mlp_out", "blocks.1.hook_resid_post"]) as read:
+        mlp_out, _ = read(ids, mask)
+
+    assert torch.equal(mlp_out, falcon.activations(ids, mask, "blocks.0.hook_mlp_out"))
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_several_threads_read_at_once_each_its_own_text(kind: str, loaded: Callable[[str], LanguageModel]) -> None:
+    model = loaded(kind)
+    names = ["blocks.0.hook_mlp_in", "blocks.2.hook_resid_pre"]
+    batches = [encoded(model, [" ".join(TEXTS[start : start + 3])], length=20) for start in range(40)]
+    expected = [[model.activations(*batch, name) for name in names] for batch in batches]
+    before = n_hooks(model)
+
+    with model.reading(names) as read, ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda batch: read(*batch), batches))
+
+    for ours, theirs in zip(found, expected, strict=True):
+        assert all(torch.equal(a.float(), b) for a, b in zip(ours, theirs, strict=True))
+    assert n_hooks(model) == before
+
+
+@pytest.mark.parametrize("layer", range(N_LAYERS))
+@pytest.mark.parametrize("kind", MODEL_KINDS)
+def test_what_an_mlp_reads_is_what_gives_its_output(
+    kind: str, layer: int, loaded: Callable[[str], LanguageModel]
+) -> None:
+    model = loaded(kind)
+    ids, mask = full_batch(model)
+    block = model.blocks[layer]
+
+    with model.reading([f"blocks.{layer}.hook_mlp_in", f"blocks.{layer}.hook_mlp_out"]) as read:
+        mlp_in, mlp_out = read(ids, mask)
+
+    with torch.no_grad():
+        if kind == "bert":
+            computed = submodule(block, "output.dense")(submodule(block, "intermediate")(mlp_in))
+        else:
+            computed = submodule(block, "mlp")(mlp_in)
+        if kind == "gemma2":  # normalises what it adds
+            computed = submodule(block, "post_feedforward_layernorm")(computed)
+    torch.testing.assert_close(computed, mlp_out, atol=1e-5, rtol=1e-5)
+    resid_pre = model.activations(ids, mask, f"blocks.{layer}.hook_resid_pre")
+    assert float((mlp_in - resid_pre).abs().mean()) > 1e-2
+
+
+def test_reading_in_half_precision_gives_the_models_own_numbers(llama: LanguageModel) -> None:
+    half = load_model(llama.info.model_name, dtype="bfloat16")
+    ids, mask = full_batch(half)
+
+    with half.reading(["blocks.1.hook_resid_post"]) as read:
+        (acts,) = read(ids, mask)
+
+    assert acts.dtype == torch.bfloat16
+    assert torch.equal(acts.float(), half.activations(ids, mask, "blocks.1.hook_resid_post"))
 
 
 # Hooks

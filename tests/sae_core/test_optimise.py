@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sae_core import optimise
 from sae_core.config import TrainConfig
 from sae_core.optimise import adam, learning_rate, learning_rate_share, move, normalise_gradient
-from sae_core.sae import SAE, GatedSAE, TopKSAE
+from sae_core.sae import SAE, GatedSAE, JumpReLUSAE, TopKSAE
 
 D_IN, D_SAE, K = 6, 20, 3
 
@@ -39,8 +40,8 @@ def length(tensors: dict[str, Tensor]) -> float:
 
 def test_the_rate_falls_with_the_square_root_of_the_width_unless_it_is_given() -> None:
     assert learning_rate(config(d_sae=4096)) == pytest.approx(5e-3)
-    assert learning_rate(config(d_sae=4 * 4096)) == pytest.approx(1.5e-3)
-    assert learning_rate(config(d_sae=64)) == learning_rate(config(d_sae=1024)) == pytest.approx(6e-3)
+    assert learning_rate(config(d_sae=4 * 4096)) == pytest.approx(5e-3 / 2)
+    assert learning_rate(config(d_sae=64)) == learning_rate(config(d_sae=1024)) == pytest.approx(5e-3 * 2)
     assert learning_rate(config(d_sae=64, learning_rate=0.1)) == 0.1
 
 
@@ -123,7 +124,10 @@ def test_what_other_ranks_hold_counts_in_the_length_and_the_bias_that_all_hold_c
 
 
 def slow_step(sae: SAE, *, rate: float, keeps_unit_norm: bool) -> dict[str, Tensor]:
-    """The parameters after Adam's first step, by the formulas: it goes g / (|g| + ε) along each number."""
+    """The parameters after Adam's first step, by the formulas: it goes g / (|g| + ε) along each number.
+
+    JumpReLU's thresholds go half as far.
+    """
     grads = gradients(sae)
     if keeps_unit_norm:
         for row, direction in enumerate(sae.W_dec.detach()):
@@ -132,15 +136,20 @@ def slow_step(sae: SAE, *, rate: float, keeps_unit_norm: bool) -> dict[str, Tens
     after = {}
     for name, parameter in sae.named_parameters():
         g = grads[name] / total
-        after[name] = parameter.detach() - rate * g / (g.abs() + 6.25e-10)
+        own_rate = rate / 2 if name == "log_threshold" else rate
+        after[name] = parameter.detach() - own_rate * g / (g.abs() + 6.25e-10)
     if keeps_unit_norm:
         after["W_dec"] = after["W_dec"] / after["W_dec"].norm(dim=1, keepdim=True)
     return after
 
 
 @pytest.mark.parametrize("keeps_unit_norm", [True, False])
-def test_a_step_goes_along_the_gradient_of_length_one(keeps_unit_norm: bool) -> None:
-    sae = sae_with_gradients()
+@pytest.mark.parametrize("kind", [TopKSAE, JumpReLUSAE])
+def test_a_step_goes_along_the_gradient_of_length_one(
+    kind: type[SAE], keeps_unit_norm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimise, "THRESHOLD_SHARE", 0.5)
+    sae = sae_with_gradients(kind)
     optimizer = adam(config(d_sae=D_SAE, k=K), sae)
     expected = slow_step(sae, rate=0.01, keeps_unit_norm=keeps_unit_norm)
 

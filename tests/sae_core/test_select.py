@@ -109,7 +109,7 @@ def assert_top_k(code: SparseCode, pre_acts: Tensor, k: int) -> None:
 
 # The k largest of each row
 
-WIDTHS = [1, 2, 100, 127, 128, 129, 300, 1000]
+WIDTHS = [1, 127, 128, 129, 400]
 
 
 @every_way
@@ -231,12 +231,12 @@ def assert_top_of_batch(code: SparseCode, pre_acts: Tensor, n: int) -> None:
 
 @every_way
 @both_floats
-@pytest.mark.parametrize("d_sae", [1, 129, 300])
+@pytest.mark.parametrize("d_sae", [1, 150])
 def test_the_largest_of_a_random_batch_are_those_of_torch(d_sae: int, dtype: torch.dtype) -> None:
     inputs = random_inputs(150, d_sae, dtype)
     n_positive = int((inputs.pre_acts > 0).sum())
 
-    for n in (0, 1, 150 * min(4, d_sae), n_positive, n_positive + 1, 150 * d_sae):
+    for n in (0, 150 * min(4, d_sae), n_positive, n_positive + 1):
         assert_top_of_batch(select.top_of_batch(*inputs, n), inputs.pre_acts, n)
 
 
@@ -284,7 +284,7 @@ def test_from_a_batch_without_positive_pre_activations_nothing_is_selected() -> 
 
 @every_way
 @both_floats
-@pytest.mark.parametrize("d_sae", [1, 129, 300])
+@pytest.mark.parametrize("d_sae", [1, 150])
 def test_those_above_the_thresholds_are_those_of_a_comparison(d_sae: int, dtype: torch.dtype) -> None:
     inputs = random_inputs(90, d_sae, dtype)
     of_features = torch.rand(d_sae, generator=torch.Generator().manual_seed(4), dtype=dtype)
