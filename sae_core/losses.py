@@ -28,7 +28,7 @@ from sae_core.sparse import SparseCode
 
 JUMP_WIDTH = 0.5  # of the window around a threshold in which it gets a gradient; inputs have norm √d_in
 
-THRESHOLD_PACE = 0.02  # share of the way that BatchTopK's threshold moves towards a batch's
+THRESHOLD_PACE = 0.1  # share of the way that BatchTopK's threshold moves towards a batch's
 
 
 @dataclass(slots=True)
