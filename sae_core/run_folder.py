@@ -55,6 +55,8 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             if self._is_begun:
                 _check_same(path, config)
+                if self.is_done:
+                    self._remove_checkpoints()  # which a run was killed before it could
                 self._check_ranks()
             else:
                 new = path / f"{CONFIG_FILE}.{os.getpid()}.new"  # every rank may write it
@@ -138,6 +140,9 @@ class RunFolder:
         """Writes the finished SAE and removes the checkpoints."""
         with saving(self.path):
             sae.save(self.path)
+            self._remove_checkpoints()
+
+    def _remove_checkpoints(self) -> None:
         for pattern in ("checkpoint-*.pt", "checkpoint-*.new"):
             for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)

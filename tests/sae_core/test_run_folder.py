@@ -347,6 +347,18 @@ def test_finished_weights_take_the_place_of_checkpoints(folder: RunFolder, confi
     assert torch.equal(load_sae(folder.path).W_dec, trainee.finished().W_dec)
 
 
+def test_checkpoints_that_a_run_was_killed_before_it_removed_are_removed_by_the_next(
+    folder: RunFolder, config: TrainConfig
+) -> None:
+    trainee = trainee_after(config, 2)
+    folder.save_weights(trainee.finished())
+    folder.save_checkpoint(trainee, PLACE)
+
+    assert RunFolder(folder.path, config).is_done
+
+    assert files_in(folder) == ["config.json", "sae.json", "sae.safetensors"]
+
+
 def test_weights_of_which_only_one_file_was_written_are_not_done(folder: RunFolder, config: TrainConfig) -> None:
     folder.save_weights(trainee_after(config, 1).finished())
     (folder.path / "sae.json").unlink()
