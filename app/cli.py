@@ -228,13 +228,16 @@ def train_and_add(configs: "dict[str, TrainConfig]", *, settings: Settings) -> "
     from sae_core.train import train_together
 
     with closing(_open_store(settings)) as store:
-        infos = train_together(configs, runs=settings.home / "runs")
-        if infos is None:
-            print("saescope: stopped; the same command goes on from here.", file=sys.stderr)
-            return None
-        known = vocabulary(load_tokenizer(infos[0].model.model_name))
-        for info in infos:
-            store.add_sae(info, known)
+        try:
+            infos = train_together(configs, runs=settings.home / "runs")
+            if infos is not None:
+                known = vocabulary(load_tokenizer(infos[0].model.model_name))
+                for info in infos:
+                    store.add_sae(info, known)
+        except KeyboardInterrupt:  # while the model is loaded, or between training and the database
+            infos = None
+    if infos is None:
+        print("saescope: stopped; the same command goes on from here.", file=sys.stderr)
     return infos
 
 

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from app import cli
+from sae_core.store import Store
 from tests.tiny import TEXTS, save_tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -192,10 +193,25 @@ def test_ctrl_c_stops_training_and_the_same_command_goes_on(model_folder: Path, 
     assert "Traceback" not in errors
     if process.returncode == 130:
         assert "the same command goes on from here" in errors
-        assert list((tmp_path / "home" / "runs" / "mine").glob("checkpoint-*.pt"))
+        run = tmp_path / "home" / "runs" / "mine"
+        assert [*run.glob("checkpoint-*.pt"), *run.glob("*.safetensors")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["tokens"] for line in metrics.read_text().splitlines()][-1] == 20_096
+
+
+def test_ctrl_c_between_training_and_the_database_loses_nothing(
+    model_folder: Path, corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(Store, "add_sae", interrupted)
+        assert cli.main(train_arguments(model_folder, corpus)) == 130
+    assert capsys.readouterr().err.endswith("saescope: stopped; the same command goes on from here.\n")
+    assert cli.main(train_arguments(model_folder, corpus)) == 0
+    assert "The SAE is ready" in capsys.readouterr().out
 
 
 class running:
