@@ -12,9 +12,10 @@ from pathlib import Path
 
 from app.examples import step
 from app.numbers import number, percent
+from sae_core.bands import BINS_PER_OCTAVE, N_BANDS
 from sae_core.errors import StoreError
 from sae_core.metrics import BINS_PER_DECADE, LEAST_EXPONENT, density_histogram
-from sae_core.records import N_BANDS, Feature, FeaturePoint, Histogram
+from sae_core.records import Feature, FeaturePoint, Histogram
 
 LEAST_DENSITY = 10.0**LEAST_EXPONENT  # the left end of every density axis
 GL_POINTS = 8000  # above this many points the scatter is drawn on a WebGL canvas
@@ -89,23 +90,26 @@ def density_share(density: float) -> float:
 
 
 def activation_chart(feature: Feature, *, width: float = 360, height: float = 130) -> BarChart:
-    """A feature's activation histogram with its bands marked; heights are logarithmic, as weak firings abound."""
-    counts, edges = feature.histogram.counts, feature.histogram.edges
+    """A feature's activation histogram, each band equally wide; heights are logarithmic, as weak firings abound.
+
+    The first bar counts all that is weaker.
+    """
+    counts, edges = _in_bands(feature.histogram)
     top = max(counts, default=0)
-    right = max(edges[-1] if edges else 0.0, feature.max_activation) or 1.0
+    each = width / max(len(counts), 1)
     bars = [
         Bar(
-            x=width * low / right,
-            width=max(0.5, width * (high - low) / right - 0.6),
+            x=i * each,
+            width=max(0.5, each - 0.6),
             height=height * math.log1p(n) / math.log1p(top),
             title=f"{number(low)} to {number(high)}: {n:,} firings",
             step=step((low + high) / 2, scale=feature.max_activation),
         )
-        for low, high, n in zip(edges, edges[1:], counts, strict=False)
+        for i, (low, high, n) in enumerate(zip(edges, edges[1:], counts, strict=False))
         if n
     ]
-    band = width * feature.max_activation / right / N_BANDS
-    ticks = [Tick(x=i * band, text=number(i * feature.max_activation / N_BANDS, digits=2)) for i in range(N_BANDS + 1)]
+    band = width / N_BANDS
+    ticks = [Tick(x=i * band, text=number(edge, digits=2)) for i, edge in enumerate(feature.band_edges)]
     notes = [Tick(x=(i + 0.5) * band, text=_short_percent(share)) for i, share in enumerate(feature.band_shares)]
     return BarChart(
         width=width,
@@ -117,6 +121,15 @@ def activation_chart(feature: Feature, *, width: float = 360, height: float = 13
         summary=f"{feature.n_active:,} firings between 0 and {number(feature.max_activation)}; "
         + ", ".join(f"{percent(share)} in band {i}" for i, share in enumerate(feature.band_shares, start=1)),
     )
+
+
+def _in_bands(histogram: Histogram) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The counts and edges of as many bins as the bands have, with those of weaker activations in the first."""
+    beyond = len(histogram.counts) - N_BANDS * BINS_PER_OCTAVE
+    if beyond <= 0 or histogram.edges[1] > histogram.edges[-1] / 100:  # of an index made before revision 0003
+        return histogram.counts, histogram.edges
+    first = sum(histogram.counts[: beyond + 1])
+    return (first, *histogram.counts[beyond + 1 :]), (0.0, *histogram.edges[beyond + 1 :])
 
 
 def sparkline(histogram: Histogram, *, width: int = 72, height: int = 20, bars: int = 24) -> str:

@@ -12,19 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.settings import Settings
-from sae_core.disk import saving
-from sae_core.errors import SaescopeError
-from sae_core.train_arguments import (
-    add_corpus_arguments,
+from sae_core.arguments import (
     add_device_argument,
+    add_index_arguments,
+    add_measuring_arguments,
     add_train_arguments,
     count,
+    index_config,
     sweep_configs,
     train_config,
 )
+from sae_core.disk import saving
+from sae_core.errors import ConfigError, SaescopeError
 
 if TYPE_CHECKING:
     from sae_core.config import IndexConfig, TrainConfig
+    from sae_core.index_folder import Shard
     from sae_core.records import SAEInfo
     from sae_core.store import Store
 
@@ -164,24 +167,37 @@ def run_sweep(arguments: argparse.Namespace) -> int:
 
 def run_index(arguments: argparse.Namespace) -> int:
     """`saescope index`."""
-    from sae_core.config import IndexConfig
+    from sae_core.index_folder import Shard
 
-    given = {name: value for name, value in vars(arguments).items() if name in IndexConfig.__dataclass_fields__}
-    settings = _settings(arguments)
-    if not index_and_add(IndexConfig(**{**given, "corpus": tuple(arguments.corpus)}), settings=settings):
+    config, settings = index_config(arguments), _settings(arguments)
+    if arguments.shard is not None:
+        if arguments.merge:
+            raise ConfigError("Give --shard or --merge, not both.")
+        return _index_shard(config, Shard.parse(arguments.shard), settings=settings)
+    if not index_and_add(config, settings=settings, merges=arguments.merge):
         return STOPPED
     print(f"The index is ready. Next: saescope serve, then open /saes/{arguments.slug}")
+    return 0
+
+
+def _index_shard(config: "IndexConfig", shard: "Shard", *, settings: Settings) -> int:
+    from sae_core.index import index_shard
+
+    with closing(_open_store(settings)) as store:
+        sae = store.sae(config.slug).sae
+    if not index_shard(sae, config, shard, home=settings.home):
+        print("saescope: stopped; the same command goes on from here.", file=sys.stderr)
+        return STOPPED
+    print(f"Shard {shard.number} of {shard.count} is gathered. When all are: the same command with --merge.")
     return 0
 
 
 def run_eval(arguments: argparse.Namespace) -> int:
     """`saescope eval`."""
     from app import card
-    from sae_core.config import IndexConfig
     from sae_core.evaluate import evaluate
 
-    given = {name: value for name, value in vars(arguments).items() if name in IndexConfig.__dataclass_fields__}
-    config = IndexConfig(**{**given, "corpus": tuple(arguments.corpus)})
+    config = index_config(arguments)
     with closing(_open_store(_settings(arguments))) as store:
         sae = store.sae(config.slug).sae
     evaluation = evaluate(sae, config)
@@ -241,17 +257,22 @@ def train_and_add(configs: "dict[str, TrainConfig]", *, settings: Settings) -> "
     return infos
 
 
-def index_and_add(config: "IndexConfig", *, settings: Settings) -> bool:
-    """Indexes and enters the index in the database; False if it was stopped."""
-    from sae_core.index import build_index
+def index_and_add(config: "IndexConfig", *, settings: Settings, merges: bool = False) -> bool:
+    """Indexes, or merges shards, and enters the index in the database; False if it was stopped."""
+    from sae_core.index import build_index, merge_shards
 
-    store = _open_store(settings)
-    records = build_index(store.sae(config.slug).sae, config, scratch=settings.home)
+    with closing(_open_store(settings)) as store:
+        sae = store.sae(config.slug).sae
+        try:
+            build = merge_shards if merges else build_index
+            records = build(sae, config, home=settings.home)
+            if records is not None:
+                store.add_index(records)
+        except KeyboardInterrupt:  # while the text is read, or what was gathered is stored
+            records = None
     if records is None:
-        print("saescope: stopped; nothing was changed.", file=sys.stderr)
+        print("saescope: stopped; the same command goes on from here.", file=sys.stderr)
         return False
-    store.add_index(records)
-    store.close()
     metrics = records.info.metrics
     recovered = "" if metrics.ce_recovered is None else f"  CE recovered {metrics.ce_recovered:.3f}"
     print(
@@ -297,35 +318,20 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_index(parser: argparse.ArgumentParser) -> None:
-    how = _add_measuring(parser)
-    how.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples that are drawn (0)")
+    add_index_arguments(parser)
+    several = parser.add_argument_group("several processes")
+    several.add_argument(
+        "--merge",
+        action="store_true",
+        help="put together what the same command with --shard 1/N … N/N has gathered, and store it",
+    )
     parser.set_defaults(run=run_index)
 
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
-    how = _add_measuring(parser)
+    how = add_measuring_arguments(parser)
     how.add_argument("--json", action="store_true", help="print one JSON object instead of a card")
     parser.set_defaults(run=run_eval)
-
-
-def _add_measuring(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
-    """What `index` and `eval` ask alike; returns the group that says how."""
-    parser.add_argument("slug", metavar="SLUG", help="the SAE, as `saescope train` named it")
-    what = parser.add_argument_group("what is read")
-    add_corpus_arguments(what)
-    what.add_argument("--name", metavar="NAME", help="what the corpus is called (from its sources)")
-    what.add_argument(
-        "--tokens", type=count, default=1_000_000, metavar="N", help="read at most so many tokens, as 10M (1M)"
-    )
-    what.add_argument(
-        "--context-size", type=count, metavar="N", help="tokens per context, BOS included (as the SAE was trained)"
-    )
-    how = parser.add_argument_group("how")
-    how.add_argument(
-        "--batch-contexts", type=count, default=32, metavar="N", help="contexts per pass of the model (32)"
-    )
-    add_device_argument(how)
-    return how
 
 
 def _add_address(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from app.numbers import number, percent
-from sae_core.records import N_BANDS, RANDOM_BAND, TOP_BAND, Example, Feature, FeatureRow
+from sae_core.bands import N_BANDS
+from sae_core.records import RANDOM_BAND, TOP_BAND, Example, Feature, FeatureRow
 
 STEPS = 20  # of the activation scale; the stylesheet has a class a0 … a20 for each
 WIDTHS = {"short": (14, 10), "medium": (40, 24)}  # tokens shown before and after the chosen one; "full" shows all
@@ -206,22 +207,22 @@ def unfurled(feature: Feature, examples: Sequence[Example]) -> str:
     return sentence + (f" Strongest on {tokens}." if tokens else "")
 
 
-def band_range(feature: Feature, band: int) -> tuple[float, float]:
-    """The activations between which band 1..N_BANDS of a feature lies."""
-    width = feature.max_activation / N_BANDS
-    return (band - 1) * width, band * width
-
-
 def _heading(feature: Feature, band: int) -> tuple[str, str, str]:
     if band == TOP_BAND:
         return "Top examples", "the contexts on which it is strongest", "example"
     if band == RANDOM_BAND:
         return "Random firings", f"drawn from all {feature.n_active:,} tokens on which it is active", "random_firings"
-    low, high = band_range(feature, band)
+    low, high = feature.band_edges[band - 1 : band + 1]
     share = feature.band_shares[band - 1] if len(feature.band_shares) == N_BANDS else None
-    title = f"{100 * (band - 1) // N_BANDS}–{100 * band // N_BANDS}% of max"
-    note = f"{number(low)} to {number(high)}"
-    return title, note + (f" · {percent(share)} of firings" if share is not None else ""), "band"
+    least, most = _edge(low), _edge(high) if high <= feature.max_activation else number(feature.max_activation)
+    title = f"Below {most}" if band == 1 else f"{least} to {most}"
+    return title, f"{percent(share)} of firings" if share is not None else "", "band"
+
+
+def _edge(activation: float) -> str:
+    """A band's edge, mostly a power of two, without zeros that say nothing."""
+    shown = number(activation)
+    return shown.rstrip("0").rstrip(".") if "." in shown else shown
 
 
 def _bounds(example: Example, *, width: str) -> tuple[int, int]:

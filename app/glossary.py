@@ -117,7 +117,9 @@ TERMS: dict[str, Term] = {
     "example": Term(name="example", meaning="One feature on one context, with its activation on every token."),
     "band": Term(
         name="band",
-        meaning="A fifth of the range from 0 to the feature's max. Examples are drawn at random from every band, so "
+        meaning="An octave of activation: the strongest band reaches from a power of two up to the feature's max, each "
+        "other is half as strong as the one above it, and the weakest has all the rest. Examples are drawn at "
+        "random from every band, so "
         "that a reader sees weak activations too and not only the best.",
     ),
     "random_firings": Term(

@@ -4,52 +4,123 @@
     group = (feature, band),  key = random       an unbiased sample of each activation band
     group = feature,          key = random       random firings
 
-A candidate that cannot enter is rejected by one comparison with its group's threshold, so that after warm-up almost
-nothing moves. Knows nothing of language or of SAEs.
+A candidate that cannot enter is rejected by one comparison with the smallest key of its group, so that after warm-up
+almost nothing moves. What is kept depends on the candidates alone, not on the order in which they come: random keys are
+hashes of what a candidate is (`random_key`), so two collectors of two halves of a stream merge into the one of all.
+Knows nothing of language or of SAEs. The loops are compiled by Numba.
 """
 
-import torch
-from torch import Tensor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_core.compiled import compiled
+
+EMPTY = 0  # the key of a slot that holds nothing; real keys are above
+KEY = 0  # column of a slot; the payload's columns follow
 
 
 class BestK:
-    """Keeps, for each of `n_groups`, the `k` candidates with the largest keys, each with a payload of integers."""
+    """Keeps, for each of `n_groups`, the `k` candidates with the largest keys, each with a payload of integers.
 
-    def __init__(self, *, n_groups: int, k: int, payload_size: int) -> None:
+    With `distinct`, the last integer of the payload says what the candidate is a copy of: of those that share it in a
+    group only the one with the largest key is kept.
+    """
+
+    def __init__(self, *, n_groups: int, k: int, payload_size: int, distinct: bool = False) -> None:
         self.k = k
-        self.keys = torch.full((n_groups, k), -torch.inf)  # descending in each row; -inf where a group has fewer
-        self.payload = torch.zeros(n_groups, k, payload_size, dtype=torch.int64)
-        self.thresholds = torch.full((n_groups,), -torch.inf)  # a key must be above it to enter
+        self.distinct = distinct
+        # (n_groups, k, 1 + payload_size): key and payload, each group a heap with the smallest key first
+        self.slots: NDArray[np.uint64] = np.zeros((n_groups, k, 1 + payload_size), np.uint64)
 
-    def offer(self, groups: Tensor, keys: Tensor, payload: Tensor) -> None:
-        """Offers M candidates: groups (M,) int64, keys (M,) float32, payload (M, payload_size) int64.
+    def offer(self, groups: NDArray[np.int64], keys: NDArray[np.uint64], payload: NDArray[np.uint64]) -> None:
+        """Offers M candidates: groups (M,), keys (M,) above 0, payload (M, payload_size)."""
+        _offer(self.slots, groups, keys, payload, self.distinct)
 
-        Of equal keys the earlier offered stays.
+    def merge(self, other: "BestK") -> None:
+        """Offers everything that the other keeps."""
+        groups, _, keys, payload = other.entries()
+        self.offer(groups, keys, payload)
+
+    def entries(
+        self, first: int = 0, last: int | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint64]]:
+        """Everything kept in the groups first..last, the latter not included; all of them if none are named.
+
+        Groups (M,), ranks (M,) from 0, keys (M,), payload (M, payload_size); by group and rank.
         """
-        enters = (keys > self.thresholds[groups]).nonzero().squeeze(1)
-        if len(enters) == 0:
-            return
-        groups, keys, payload = groups[enters], keys[enters], payload[enters]
-        by_key = keys.argsort(descending=True, stable=True)
-        order = by_key[groups[by_key].argsort(stable=True)]  # by group, then by descending key
-        touched, counts = torch.unique_consecutive(groups[order], return_counts=True)
-        row = torch.repeat_interleave(torch.arange(len(touched)), counts)
-        column = torch.arange(len(order)) - (counts.cumsum(0) - counts)[row]  # rank among the group's candidates
-        kept = column < self.k
-        order, row, column = order[kept], row[kept], column[kept]
-        new_keys = self.keys.new_full((len(touched), self.k), -torch.inf)
-        new_payload = self.payload.new_zeros(len(touched), self.k, self.payload.shape[2])
-        new_keys[row, column] = keys[order]
-        new_payload[row, column] = payload[order]
-        merged_keys = torch.cat([self.keys[touched], new_keys], dim=1)  # (touched, 2k), earlier ones first
-        merged_payload = torch.cat([self.payload[touched], new_payload], dim=1)
-        best_keys, best = merged_keys.sort(dim=1, descending=True, stable=True)
-        self.keys[touched] = best_keys[:, : self.k]
-        chosen = best[:, : self.k].unsqueeze(2).expand(-1, -1, payload.shape[1])
-        self.payload[touched] = merged_payload.gather(1, chosen)
-        self.thresholds[touched] = self.keys[touched, -1]
+        slots = self.slots[first:last]
+        order = np.argsort(slots[:, :, KEY], axis=1)[:, ::-1]  # (groups, k)
+        keys = np.take_along_axis(slots[:, :, KEY], order, axis=1)
+        groups, ranks = np.nonzero(keys != EMPTY)
+        return groups + first, ranks, keys[groups, ranks], slots[groups, order[groups, ranks], 1:]
 
-    def entries(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Everything kept: groups (M,), ranks (M,) from 0, payload (M, payload_size); by group, then by rank."""
-        groups, ranks = torch.isfinite(self.keys).nonzero(as_tuple=True)
-        return groups, ranks, self.payload[groups, ranks]
+
+@compiled
+def random_key(seed: Any, place: Any, group: Any) -> Any:
+    """64 bits that look random, the same for the same three 64-bit numbers; never `EMPTY`."""
+    mixed = _mixed(_mixed(_mixed(seed) ^ place) ^ group)
+    return mixed | np.uint64(1)
+
+
+@compiled
+def random_keys(seed: Any, places: Any, group: Any) -> Any:
+    """The keys (M,) of M places in one group."""
+    keys = np.empty(len(places), np.uint64)
+    for i in range(len(places)):
+        keys[i] = random_key(seed, places[i], group)
+    return keys
+
+
+@compiled
+def enter(heap: Any, key: Any, payload: Any, distinct: bool) -> bool:
+    """Puts a candidate into the heap (k, 1 + payload_size) if it belongs there; returns whether it did."""
+    if key <= heap[0, KEY]:
+        return False
+    at = 0
+    if distinct:
+        last = heap.shape[1] - 1
+        for i in range(len(heap)):
+            if heap[i, KEY] != np.uint64(EMPTY) and heap[i, last] == payload[last - 1]:
+                if heap[i, KEY] >= key:
+                    return False
+                at = i
+                break
+    _sink(heap, at, key, payload)
+    return True
+
+
+@compiled
+def _sink(heap: Any, at: int, key: Any, payload: Any) -> None:
+    """Puts a candidate with a key above the one at `at` in its place, or further from the root."""
+    k, width = heap.shape
+    while True:
+        child = 2 * at + 1
+        if child >= k:
+            break
+        if child + 1 < k and heap[child + 1, KEY] < heap[child, KEY]:
+            child += 1
+        if key <= heap[child, KEY]:
+            break
+        for column in range(width):
+            heap[at, column] = heap[child, column]
+        at = child
+    heap[at, KEY] = key
+    for column in range(width - 1):
+        heap[at, column + 1] = payload[column]
+
+
+@compiled
+def _offer(slots: Any, groups: Any, keys: Any, payload: Any, distinct: bool) -> None:
+    for i in range(len(groups)):
+        enter(slots[groups[i]], keys[i], payload[i], distinct)
+
+
+@compiled
+def _mixed(number: Any) -> Any:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
+    number = number + np.uint64(0x9E3779B97F4A7C15)
+    number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return number ^ (number >> np.uint64(31))

@@ -12,6 +12,7 @@ from sae_core.errors import ConfigError
 HOOKS = ("resid_pre", "resid_post", "mlp_in", "mlp_out", "attn_out")
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "jumprelu", "gated", "relu")
 PENALISED = ("relu", "gated")  # their sparsity comes from an L1 penalty
+MOST_RANDOM = 100  # firings drawn at random from each feature, whose tokens are counted
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -149,6 +150,7 @@ class IndexConfig:
     batch_contexts: int = 32  # contexts per forward pass
     seed: int = 0
     device: str | None = None
+    checkpoint_seconds: float = 60.0  # wall time between checkpoints
 
     def __post_init__(self) -> None:
         _require(bool(self.corpus), "no corpus: give at least one file, folder, glob or built-in corpus")
@@ -160,6 +162,10 @@ class IndexConfig:
         _require(self.top_examples >= 1, f"top_examples is {self.top_examples}: keep at least one")
         for name in ("band_examples", "random_examples", "promoted_tokens", "nearest_features"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: keep at least one")
+        _require(
+            self.random_examples <= MOST_RANDOM,
+            f"random_examples is {self.random_examples}: keep at most {MOST_RANDOM}",
+        )
         _require(self.seed >= 0, f"seed is {self.seed}: give 0 or more")
         _require(0 < self.dense_threshold <= 1, f"dense_threshold is {self.dense_threshold}: give a share up to 1")
         _require(self.batch_contexts >= 1, f"batch_contexts is {self.batch_contexts}: give at least 1")

@@ -9,6 +9,7 @@
 `saescope eval` prints the result; `index` makes the same pass, and keeps the evidence of every feature beside it.
 """
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ from torch import Tensor
 
 from sae_core import directions
 from sae_core.config import IndexConfig
+from sae_core.context_file import ContextFile
 from sae_core.corpus import corpus_name, iter_documents
+from sae_core.disk import saving
 from sae_core.errors import CorpusError, WeightsError
-from sae_core.evidence import Entries
 from sae_core.metrics import (
     RunningDensity,
     RunningPredictions,
@@ -36,7 +38,7 @@ from sae_core.model import LanguageModel, load_model
 from sae_core.progress import progress_bar, stop_request
 from sae_core.records import CorpusInfo, Evaluation, IndexMetrics, SAEInfo
 from sae_core.sae import SAE, load_sae
-from sae_core.tokens import Framing, TokenContext, check_corpus, fingerprint, framing, iter_contexts, padded
+from sae_core.tokens import Framing, TokenContext, check_corpus, framing, iter_contexts, padded
 
 CE_CONTEXTS = 64  # contexts, spread over the corpus, on which CE and KL are measured
 
@@ -96,49 +98,96 @@ def load_subject(sae_info: SAEInfo, config: IndexConfig) -> Subject:
     return subject
 
 
-def read_contexts(subject: Subject, config: IndexConfig) -> list[TokenContext]:
-    """The corpus as contexts, cut as the SAE was trained unless the configuration says otherwise.
+def read_contexts(subject: Subject, config: IndexConfig, *, scratch: Path) -> ContextFile:
+    """The corpus as contexts on disk, cut as the SAE was trained unless the configuration says otherwise.
 
     Raises CorpusError if it has not a single context's worth of tokens.
     """
-    size = _context_size(subject.info, config)
-    documents = iter_documents(config.corpus, text_field=config.text_field)
-    contexts: list[TokenContext] = []
-    n_tokens = 0
-    for context in iter_contexts(documents, subject.model.tokenizer, context_size=size, frame=subject.frame):
-        contexts.append(context)
-        n_tokens += len(context.token_ids) - subject.frame.n_special
-        if config.tokens is not None and n_tokens >= config.tokens:
-            break
+    size = context_size(subject.info, config)
+    with saving(scratch):
+        contexts = ContextFile(_contexts(subject, config, size), folder=scratch)
     check_corpus(contexts, context_size=size, frame=subject.frame)
     return contexts
 
 
-class CorpusPass:
-    """The one pass of the model over a corpus, and what it accumulates."""
+def _contexts(subject: Subject, config: IndexConfig, size: int) -> Iterator[TokenContext]:
+    """Contexts until there are as many tokens as are asked for."""
+    documents = iter_documents(config.corpus, text_field=config.text_field)
+    n_tokens = 0
+    with progress_bar(total=config.tokens, what="reading") as bar:
+        for context in iter_contexts(documents, subject.model.tokenizer, context_size=size, frame=subject.frame):
+            yield context
+            n_own = len(context.token_ids) - subject.frame.n_special
+            n_tokens += n_own
+            bar.update(n_own if config.tokens is None else min(n_own, config.tokens - bar.n))
+            if config.tokens is not None and n_tokens >= config.tokens:
+                break
 
-    def __init__(self, subject: Subject, *, batch_contexts: int, take: Callable[[Entries], None] | None = None) -> None:
+
+@dataclass(frozen=True, slots=True)
+class BatchCode:
+    """The active entries of a batch of N tokens, on the CPU, and where in the corpus the tokens stand."""
+
+    contexts: list[TokenContext]
+    first_context: int  # the number of the first of these
+    row_contexts: Tensor  # (N,) each token's context, 0 the batch's first
+    row_positions: Tensor  # (N,) and its position in it
+    rows: Tensor  # (E,) of the entries: which token, ascending
+    features: Tensor  # (E,)
+    values: Tensor  # (E,)
+
+
+class CorpusPass:
+    """The one pass of the model over a corpus, or a part of it, and what it accumulates."""
+
+    def __init__(
+        self, subject: Subject, *, batch_contexts: int, take: Callable[[BatchCode], None] | None = None
+    ) -> None:
         """`take` is shown every batch's active entries, in the order of the contexts."""
         self.reconstruction = RunningReconstruction()
         self.density = RunningDensity(torch.zeros(subject.sae.d_sae, dtype=torch.int64))
         self._subject, self._batch_contexts, self._take = subject, batch_contexts, take
 
-    def run(self, contexts: list[TokenContext], *, what: str) -> bool:
-        """Whether the pass came to its end, and was not asked to stop. `what` names it in the progress bar.
+    def run(
+        self,
+        contexts: ContextFile,
+        *,
+        what: str,
+        first: int = 0,
+        last: int | None = None,
+        between: Callable[[int], None] = lambda done: None,
+    ) -> int:
+        """Reads contexts first..last (the latter not included); returns where it came to, if it was asked to stop.
 
-        Raises CorpusError if no token of the corpus counts.
+        `what` names it in the progress bar; `between` is told, after each batch, how many contexts are done. Raises
+        CorpusError if no token of the corpus counts.
         """
-        total = sum(len(context.token_ids) - self._subject.frame.n_special for context in contexts)
-        with stop_request() as stop, progress_bar(total=total, what=what) as bar:
-            for start, batch in _batches(contexts, self._batch_contexts):
-                n_before = self.density.n_tokens
-                self._add(batch, first_context=start)
-                bar.update(self.density.n_tokens - n_before)
+        last = len(contexts) if last is None else last
+        n_special = self._subject.frame.n_special
+        n_tokens = contexts.lengths - n_special
+        done = first
+        with (
+            stop_request() as stop,
+            progress_bar(total=int(n_tokens[:last].sum()), done=int(n_tokens[:first].sum()), what=what) as bar,
+        ):
+            while done < last:
+                batch = [contexts[i] for i in range(done, min(done + self._batch_contexts, last))]
+                self._add(batch, first_context=done)
+                done += len(batch)
+                bar.update(int(n_tokens[done - len(batch) : done].sum()))
+                between(done)
                 if stop.was_made:
-                    return False
-        if self.density.n_tokens == 0:
+                    break
+        if done == len(contexts) and self.density.n_tokens == 0 and first == 0:
             raise CorpusError("The corpus has nothing but special tokens; give files with text in them.")
-        return True
+        return done
+
+    @torch.inference_mode()
+    def centre_on(self, contexts: ContextFile) -> None:
+        """Takes variances around the mean of the corpus's first batch, as a pass that begins there does."""
+        batch = [contexts[i] for i in range(min(self._batch_contexts, len(contexts)))]
+        _, target_acts = self._subject.activations(*self._subject.tensors(batch))
+        self.reconstruction.centre_on(target_acts)
 
     @torch.inference_mode()
     def _add(self, batch: list[TokenContext], *, first_context: int) -> None:
@@ -149,14 +198,12 @@ class CorpusPass:
         rows, features, values = (column.cpu() for column in code.active())
         self.density.add(features, len(model_acts))
         if self._take is not None:
-            row_context, row_position = counted.cpu().nonzero(as_tuple=True)  # (N,), in the order of model_acts
-            self._take(Entries(row_context[rows] + first_context, row_position[rows], features, values.float()))
+            row_contexts, row_positions = counted.cpu().nonzero(as_tuple=True)  # (N,), in the order of model_acts
+            self._take(BatchCode(batch, first_context, row_contexts, row_positions, rows, features, values.float()))
 
 
 @torch.inference_mode()
-def measure_predictions(
-    subject: Subject, contexts: list[TokenContext], *, batch_contexts: int
-) -> RunningPredictions | None:
+def measure_predictions(subject: Subject, contexts: ContextFile, *, batch_contexts: int) -> RunningPredictions | None:
     """CE and KL on up to `CE_CONTEXTS` contexts spread over the corpus; None for a model that predicts nothing.
 
     Only tokens that count are replaced, as only they were trained on, and only they count where they are predicted.
@@ -228,17 +275,15 @@ def index_metrics(
     )
 
 
-def corpus_info(
-    subject: Subject, config: IndexConfig, contexts: list[TokenContext], corpus_pass: CorpusPass
-) -> CorpusInfo:
+def corpus_info(subject: Subject, config: IndexConfig, contexts: ContextFile, corpus_pass: CorpusPass) -> CorpusInfo:
     """The corpus as it was read."""
     return CorpusInfo(
         name=config.name or corpus_name(config.corpus),
-        fingerprint=fingerprint(contexts),
+        fingerprint=contexts.fingerprint(),
         sources=config.corpus,
-        context_size=_context_size(subject.info, config),
+        context_size=context_size(subject.info, config),
         prepend_bos=bool(subject.frame.prefix),
-        n_documents=len({context.source for context in contexts}),
+        n_documents=contexts.n_documents,
         n_contexts=len(contexts),
         n_tokens=corpus_pass.density.n_tokens,
     )
@@ -251,9 +296,9 @@ def evaluate(sae_info: SAEInfo, config: IndexConfig) -> Evaluation | None:
     """
     started = time.monotonic()
     subject = load_subject(sae_info, config)
-    contexts = read_contexts(subject, config)
+    contexts = read_contexts(subject, config, scratch=Path(tempfile.gettempdir()))
     corpus_pass = CorpusPass(subject, batch_contexts=config.batch_contexts)
-    if not corpus_pass.run(contexts, what="evaluating"):
+    if corpus_pass.run(contexts, what="evaluating") < len(contexts):
         return None
     predictions = measure_predictions(subject, contexts, batch_contexts=config.batch_contexts)
     return Evaluation(
@@ -270,7 +315,8 @@ def evaluate(sae_info: SAEInfo, config: IndexConfig) -> Evaluation | None:
     )
 
 
-def _context_size(sae_info: SAEInfo, config: IndexConfig) -> int:
+def context_size(sae_info: SAEInfo, config: IndexConfig) -> int:
+    """Tokens per context: as given, or as the SAE was trained."""
     return config.context_size or int(str(sae_info.config.get("context_size", 128)))
 
 

@@ -1,210 +1,298 @@
-"""The sparse code of a whole corpus, spilled to disk by the index, and the examples drawn from it.
+"""What the pages show of every feature, made of the firings that the pass kept (`firings`) and the corpus.
 
-While the model runs, `CodeFile` takes each batch's active entries and `top` keeps each feature's best contexts. When
-the pass is over each feature's maximum is known, and one cheap pass over the file, without the model, gives exact
-histograms, unbiased samples of every activation band and of all firings, and the activations of every chosen context.
+`Evidence` reads the collectors feature by feature, in blocks, so that it needs little memory beside them:
+
+    examples      top contexts, samples of the bands, random firings, each with the activations around it
+    statistics    counts, means, histogram, profile by position
+    tokens        on which a sample of the feature's firings fall, and what comes before and after them
+    co-activation from a sample of tokens with all features that are active on them
 """
 
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
+from sae_core.bands import BINS, N_BANDS, band_counts, bin_edges
 from sae_core.collect import BestK
-from sae_core.records import N_BANDS, RANDOM_BAND, TOP_BAND, PackedExample
-from sae_core.tokens import TokenContext
+from sae_core.compiled import compiled
+from sae_core.context_file import ContextFile
+from sae_core.firings import LENGTH, TEXT, Firings, places_of, profile_buckets, values_of
+from sae_core.records import RANDOM_BAND, TOP_BAND, CoactiveFeature, Context, Histogram, PackedExamples, PositionShare
 
-HISTOGRAM_BINS = 40
-WINDOW = (8, 1)  # tokens before and after the peak that make two top examples the same text
-_ENTRY = np.dtype([("context", "<u4"), ("position", "<u2"), ("feature", "<u4"), ("value", "<f4")])
-_BLOCK_ENTRIES = 2_000_000  # read at a time
-_POSITIONS = 1 << 16  # more than a context can have
-
-
-class Entries(NamedTuple):
-    """Active entries of the code: context, position in it, feature and activation, all (M,), by context."""
-
-    contexts: Tensor
-    positions: Tensor
-    features: Tensor
-    values: Tensor
+BLOCK_FEATURES = 4096
+SHOWN_TOKENS = 8
+SHOWN_COACTIVE = 10
+LEAST_TOGETHER = 3  # tokens of the sample, fewer are chance
 
 
-class CodeFile:
-    """Active entries on disk (14 bytes each), appended batch by batch and read back in blocks of whole contexts."""
+class SampledTokens(NamedTuple):
+    """The tokens that a sample of a feature's firings fall on: ids and counts, and their share of the activation."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.TemporaryFile(dir=folder, prefix="saescope-code-")  # noqa: SIM115  closed by close()
-        self._batch_sizes: list[int] = []
-
-    def close(self) -> None:
-        self._file.close()
-
-    def append(self, entries: Entries) -> None:
-        rows = np.empty(len(entries.values), dtype=_ENTRY)
-        for name, column in zip(_ENTRY.names or (), entries, strict=True):
-            rows[name] = column.numpy()
-        self._file.write(rows.tobytes())
-        self._batch_sizes.append(len(rows))
-
-    def blocks(self) -> Iterator[Entries]:
-        """All entries in order; a context is never split over two blocks."""
-        self._file.flush()
-        self._file.seek(0)
-        waiting = 0
-        for number, size in enumerate(self._batch_sizes, start=1):
-            waiting += size
-            if waiting >= _BLOCK_ENTRIES or number == len(self._batch_sizes):
-                rows = np.frombuffer(self._file.read(waiting * _ENTRY.itemsize), dtype=_ENTRY)
-                waiting = 0
-                yield Entries(
-                    contexts=torch.from_numpy(rows["context"].astype(np.int64)),
-                    positions=torch.from_numpy(rows["position"].astype(np.int64)),
-                    features=torch.from_numpy(rows["feature"].astype(np.int64)),
-                    values=torch.from_numpy(rows["value"].copy()),
-                )
+    ids: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    shares: NDArray[np.float64]
 
 
-def offer_peaks(top: BestK, entries: Entries, *, d_sae: int) -> None:
-    """Offers each feature's strongest token in each context; of equal tokens the first."""
-    if len(entries.values) == 0:
-        return
-    keys = entries.contexts * d_sae + entries.features
-    order = keys.argsort(stable=True)  # by context and feature, positions ascending within
-    groups, counts = torch.unique_consecutive(keys[order], return_counts=True)
-    group_of = torch.repeat_interleave(torch.arange(len(groups)), counts)
-    values = entries.values[order]
-    peaks = torch.full((len(groups),), -torch.inf).scatter_reduce_(0, group_of, values, "amax")
-    at_peak = (values == peaks[group_of]).nonzero().squeeze(1)
-    first = at_peak[
-        torch.unique_consecutive(group_of[at_peak], return_inverse=True)[1].diff(prepend=torch.tensor([-1])) > 0
+class Sampled(NamedTuple):
+    """What stands at, before and after the sampled firings of one feature."""
+
+    n: int
+    on: SampledTokens
+    before: SampledTokens
+    after: SampledTokens
+    followers: SampledTokens  # all that come after, not only the most frequent
+
+
+def context_records(firings: Firings, contexts: ContextFile) -> Iterator[Context]:
+    """The contexts that any example points at, in order."""
+    used = [
+        np.unique(places_of(collector.entries()[3])[0]) for collector in (firings.top, firings.banded, firings.random)
     ]
-    payload = torch.stack([groups // d_sae, entries.positions[order][first]], dim=1)
-    top.offer(groups % d_sae, peaks, payload)
+    for number in np.unique(np.concatenate(used)).tolist():
+        context = contexts[number]
+        yield Context(context_id=number, source=context.source, token_ids=context.token_ids.astype("<u4").tobytes())
 
 
-@dataclass(frozen=True, slots=True)
-class FiringCounts:
-    """Per feature: firings in each band (d_sae, N_BANDS) and in each histogram bin (d_sae, HISTOGRAM_BINS)."""
-
-    bands: Tensor
-    histogram: Tensor
-
-
-def draw_samples(
-    code: CodeFile, maxima: Tensor, *, per_band: int, n_random: int, seed: int
-) -> tuple[FiringCounts, BestK, BestK]:
-    """One pass over the code: firing counts, a uniform sample of each (feature, band), and of each feature's firings.
-
-    Band b of 1..N_BANDS holds activations in ((b−1)/N_BANDS, b/N_BANDS] of the feature's maximum.
-    """
-    d_sae = len(maxima)
-    generator = torch.Generator().manual_seed(seed)
-    banded = BestK(n_groups=d_sae * N_BANDS, k=per_band, payload_size=2)
-    randoms = BestK(n_groups=d_sae, k=n_random, payload_size=2)
-    band_counts = torch.zeros(d_sae * N_BANDS, dtype=torch.int64)
-    bin_counts = torch.zeros(d_sae * HISTOGRAM_BINS, dtype=torch.int64)
-    for block in code.blocks():
-        share = block.values / maxima[block.features]  # in (0, 1]
-        band = (share * N_BANDS).ceil().clamp(1, N_BANDS).long() - 1
-        group = block.features * N_BANDS + band
-        bins = (share * HISTOGRAM_BINS).ceil().clamp(1, HISTOGRAM_BINS).long() - 1
-        band_counts += torch.bincount(group, minlength=len(band_counts))
-        bin_counts += torch.bincount(block.features * HISTOGRAM_BINS + bins, minlength=len(bin_counts))
-        payload = torch.stack([block.contexts, block.positions], dim=1)
-        banded.offer(group, torch.rand(len(group), generator=generator), payload)
-        randoms.offer(block.features, torch.rand(len(group), generator=generator), payload)
-    counts = FiringCounts(bands=band_counts.view(d_sae, N_BANDS), histogram=bin_counts.view(d_sae, HISTOGRAM_BINS))
-    return counts, banded, randoms
+def example_records(firings: Firings, contexts: ContextFile) -> Iterator[PackedExamples]:
+    """The examples of each feature that has any, by band and rank."""
+    copies = contexts.copies(firings.top.entries()[3][:, TEXT])
+    n_counted = 0
+    for first in range(0, firings.d_sae, BLOCK_FEATURES):
+        last = min(first + BLOCK_FEATURES, firings.d_sae)
+        features, _, _, payload = firings.top.entries(first, last)
+        columns = [(features, np.full_like(features, TOP_BAND), payload[:, :TEXT])]
+        own_copies = copies[n_counted : n_counted + len(features)]
+        n_counted += len(features)
+        groups, _, _, payload = firings.banded.entries(first * N_BANDS, last * N_BANDS)
+        columns.append((groups // N_BANDS, groups % N_BANDS + 1, payload))
+        features, _, _, payload = firings.random.entries(first, last)
+        columns.append((features, np.full_like(features, RANDOM_BAND), payload))
+        yield from _packed(firings, columns, own_copies)
 
 
-class Chosen(NamedTuple):
-    """Chosen examples, each column (M,): feature, band, rank in the band, context and position in it."""
-
-    features: Tensor
-    bands: Tensor
-    ranks: Tensor
-    contexts: Tensor
-    positions: Tensor
-
-
-def choose(*, top: BestK, banded: BestK, randoms: BestK, contexts: list[TokenContext], n_top: int) -> Chosen:
-    """The examples to store: the `n_top` strongest contexts with different text around the peak, and the samples."""
-    features, ranks, places = top.entries()
-    kept = first_of_its_text(features, places, contexts)
-    features, places = features[kept], places[kept]
-    first = features != features.roll(1)
-    first[:1] = True
-    starts = first.nonzero().squeeze(1)
-    ranks = torch.arange(len(features)) - starts[first.cumsum(0) - 1]
-    strongest = Chosen(features, torch.full_like(features, TOP_BAND), ranks, places[:, 0], places[:, 1])
-    strongest = Chosen(*(column[ranks < n_top] for column in strongest))
-    groups, ranks, places = banded.entries()
-    in_bands = Chosen(groups // N_BANDS, groups % N_BANDS + 1, ranks, places[:, 0], places[:, 1])
-    groups, ranks, places = randoms.entries()
-    at_random = Chosen(groups, torch.full_like(groups, RANDOM_BAND), ranks, places[:, 0], places[:, 1])
-    return Chosen(*(torch.cat(columns) for columns in zip(strongest, in_bands, at_random, strict=True)))
-
-
-def first_of_its_text(features: Tensor, places: Tensor, contexts: list[TokenContext]) -> Tensor:
-    """Which of a feature's candidates (by descending activation) are the first with their text around the peak.
-
-    Licence headers and copied passages stand in many documents; `WINDOW` tokens that are equal count as one text.
-    """
-    before, after = WINDOW
-    ids = np.full((len(features), before + 1 + after), -1, dtype=np.int64)
-    for row, (context, position) in enumerate(places.tolist()):
-        tokens = contexts[context].token_ids
-        start = max(0, position - before)
-        piece = tokens[start : position + after + 1]
-        ids[row, start - position + before :][: len(piece)] = piece
-    keys = np.column_stack([features.numpy(), ids])
-    _, first = np.unique(keys, axis=0, return_index=True)  # the index of the first row of each kind
-    kept = torch.zeros(len(features), dtype=torch.bool)
-    kept[torch.from_numpy(first)] = True
-    return kept
-
-
-def packed_examples(code: CodeFile, chosen: Chosen, *, d_sae: int) -> list[PackedExample]:
-    """The chosen examples with their feature's activations over the whole context, by feature, band and rank."""
-    order = torch.from_numpy(np.lexsort((chosen.ranks.numpy(), chosen.bands.numpy(), chosen.features.numpy())))
-    chosen = Chosen(*(column[order] for column in chosen))
-    pair_keys = (chosen.contexts * d_sae + chosen.features).numpy()
-    keys, positions, values = _entries_of_pairs(code, np.unique(pair_keys), d_sae=d_sae)
-    starts, ends = np.searchsorted(keys, pair_keys, side="left"), np.searchsorted(keys, pair_keys, side="right")
-    places = keys * _POSITIONS + positions
-    activations = values[np.searchsorted(places, pair_keys * _POSITIONS + chosen.positions.numpy())]
-    packed_positions, packed_values = positions.astype("<u2").tobytes(), values.astype("<f2").tobytes()
-    return [
-        PackedExample(
-            feature_index=feature,
-            context_id=context,
-            band=band,
-            rank=rank,
-            position=position,
-            activation=activation,
-            positions=packed_positions[2 * start : 2 * end],
-            values=packed_values[2 * start : 2 * end],
+def _packed(
+    firings: Firings, columns: list[tuple[Any, Any, Any]], copies: NDArray[np.int64]
+) -> Iterator[PackedExamples]:
+    features, bands, payload = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    counted = np.zeros(len(features), np.int64)
+    counted[: len(copies)] = copies
+    order = np.lexsort((bands, features))  # stable: ranks stay in order
+    features, bands, payload, counted = features[order], bands[order], payload[order], counted[order]
+    ids, positions = places_of(payload)
+    lengths, active_positions, active_values = firings.around(payload)
+    ends = np.cumsum(lengths)
+    bounds = [*np.flatnonzero(np.diff(features, prepend=-1)).tolist(), len(features)]
+    packed = {
+        "bands": (bands.astype("<u1").tobytes(), 1),
+        "context_ids": (ids.astype("<u4").tobytes(), 4),
+        "positions": (positions.astype("<u2").tobytes(), 2),
+        "activations": (values_of(payload).astype("<f4").tobytes(), 4),
+        "copies": (counted.astype("<u4").tobytes(), 4),
+        "lengths": (payload[:, LENGTH].astype("<u2").tobytes(), 2),
+    }
+    around, values = active_positions.astype("<u2").tobytes(), active_values.astype("<f2").tobytes()
+    starts = np.concatenate([[0], ends])
+    for start, stop in pairwise(bounds):
+        run = slice(2 * int(starts[start]), 2 * int(starts[stop]))
+        yield PackedExamples(
+            feature_index=int(features[start]),
+            **{name: column[size * start : size * stop] for name, (column, size) in packed.items()},
+            active_positions=around[run],
+            active_values=values[run],
         )
-        for feature, band, rank, context, position, activation, start, end in zip(
-            *(column.tolist() for column in (*chosen, activations, starts, ends)), strict=True
+
+
+class Statistics:
+    """Numbers of each feature that are sums over the corpus."""
+
+    def __init__(self, firings: Firings, *, n_tokens: int, context_size: int) -> None:
+        self.n = firings.n.tolist()
+        self.densities = (firings.n / max(n_tokens, 1)).tolist()
+        self.maxima = firings.maxima.tolist()
+        self.means = firings.means.tolist()
+        self.mean_squares = firings.mean_squares.tolist()
+        self._firings = firings
+        self._buckets = profile_buckets(context_size)
+
+    def histogram(self, feature_index: int) -> Histogram:
+        if not self.n[feature_index]:
+            return Histogram(edges=(), counts=())
+        counts = tuple(self._firings.histogram[feature_index].tolist())
+        return Histogram(edges=bin_edges(self.maxima[feature_index]), counts=counts)
+
+    def band_shares(self, feature_index: int) -> tuple[float, ...]:
+        n = max(self.n[feature_index], 1)
+        assert self._firings.histogram.shape[1] == BINS
+        return tuple(count / n for count in band_counts(tuple(self._firings.histogram[feature_index].tolist())))
+
+    def profile(self, feature_index: int) -> tuple[PositionShare, ...]:
+        n = self.n[feature_index]
+        if not n:
+            return ()
+        counts, totals = self._firings.profile[feature_index].tolist(), self._firings.bucket_tokens.tolist()
+        return tuple(
+            PositionShare(first=first, last=last, density=count / total, share=count / n)
+            for (first, last), count, total in zip(self._buckets, counts, totals, strict=False)
+            if total
         )
-    ]
 
 
-def _entries_of_pairs(code: CodeFile, wanted: np.ndarray, *, d_sae: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keys (context · d_sae + feature), positions and values of the wanted pairs' entries, by key and position."""
-    found = []
-    for block in code.blocks():
-        keys = (block.contexts * d_sae + block.features).numpy()
-        rows = np.flatnonzero(np.isin(keys, wanted))
-        rows = rows[np.argsort(keys[rows], kind="stable")]
-        found.append((keys[rows], block.positions.numpy()[rows], block.values.numpy()[rows]))
-    keys, positions, values = (np.concatenate(columns) for columns in zip(*found, strict=True))
-    return keys, positions, values
+def sampled_tokens(sample: BestK, contexts: ContextFile, first: int, last: int) -> dict[int, Sampled]:
+    """Of the features first..last: the tokens at, before and after their sampled firings; dead ones are left out."""
+    features, _, _, payload = sample.entries(first, last)
+    where, positions = places_of(payload)
+    values = values_of(payload).astype(np.float64)
+    tables = [_counted(features, contexts.token_ids_at(where, positions + step), values) for step in (0, -1, 1)]
+    found = {}
+    numbers, counts = np.unique(features, return_counts=True)
+    for number, n in zip(numbers.tolist(), counts.tolist(), strict=True):
+        on, before, after = (table.get(number, _NONE) for table in tables)
+        found[number] = Sampled(
+            n=n,
+            on=_first(on, by=on.shares),
+            before=_first(before, by=before.counts),
+            after=_first(after, by=after.counts),
+            followers=after,
+        )
+    return found
+
+
+def _first(tokens: SampledTokens, *, by: NDArray[Any]) -> SampledTokens:
+    """Those with the largest `by`; of equal ones the lower id first."""
+    order = np.argsort(-by, kind="stable")[:SHOWN_TOKENS]
+    return SampledTokens(tokens.ids[order], tokens.counts[order], tokens.shares[order])
+
+
+_NONE = SampledTokens(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+
+
+def _counted(
+    features: NDArray[np.int64], ids: NDArray[np.int64], values: NDArray[np.float64]
+) -> dict[int, SampledTokens]:
+    """By feature: its tokens, by id, how often each stands there, and its share of the feature's activation."""
+    totals = np.bincount(features, weights=values) if len(features) else np.zeros(1)
+    keys = (features << 32) | ids
+    inside = ids >= 0
+    known, inverse, counts = np.unique(keys[inside], return_inverse=True, return_counts=True)
+    sums = np.bincount(inverse, weights=values[inside], minlength=len(known))
+    owners = known >> 32
+    shares = sums / np.maximum(totals[owners], 1e-30)
+    bounds = np.flatnonzero(np.diff(owners, prepend=-1))
+    ends = np.append(bounds[1:], len(owners))
+    return {
+        int(owners[start]): SampledTokens(known[start:end] & 0xFFFF_FFFF, counts[start:end], shares[start:end])
+        for start, end in zip(bounds.tolist(), ends.tolist(), strict=True)
+    }
+
+
+class Coactivation:
+    """A sample of tokens with all features active on each, as rows of a sparse matrix.
+
+    A token is in the sample if its random key reaches `bound`; half of them at 2^63.
+    """
+
+    def __init__(self, bound: int) -> None:
+        self._bound = np.uint64(bound)
+        self._keys: list[NDArray[np.uint64]] = []
+        self._lengths: list[NDArray[np.int64]] = []
+        self._features: list[NDArray[np.int64]] = []
+
+    def add(self, keys: NDArray[np.uint64], rows: NDArray[np.int64], features: NDArray[np.int64]) -> None:
+        """Adds N tokens by their random keys (N,), and the active entries (E,) of them, row by row."""
+        is_in = keys >= self._bound
+        self._keys.append(keys[is_in])
+        self._lengths.append(np.bincount(rows, minlength=len(keys))[is_in])
+        self._features.append(features[is_in[rows]])
+
+    def merge(self, other: "Coactivation") -> None:
+        for keys, lengths, features in zip(other._keys, other._lengths, other._features, strict=True):
+            self.add(keys, np.repeat(np.arange(len(lengths)), lengths), features)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        return {
+            "keys": _joined(self._keys, np.uint64),
+            "lengths": _joined(self._lengths),
+            "features": _joined(self._features),
+        }
+
+    def restore(self, state: dict[str, NDArray[Any]]) -> None:
+        """Goes on from what `state` gave, also with a higher bound."""
+        lengths = state["lengths"]
+        self._keys, self._lengths, self._features = [], [], []
+        self.add(state["keys"], np.repeat(np.arange(len(lengths)), lengths), state["features"])
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(len(part) for part in self._lengths)
+
+    def strongest(self, d_sae: int) -> list[tuple[CoactiveFeature, ...]]:
+        """For each feature the others with the largest Jaccard index."""
+        lengths, features = _joined(self._lengths), _joined(self._features)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        tokens = np.repeat(np.arange(len(lengths)), lengths)
+        order = np.argsort(features, kind="stable")
+        counts = np.bincount(features, minlength=d_sae)
+        bounds = np.concatenate([[0], np.cumsum(counts)])
+        others = np.zeros((d_sae, SHOWN_COACTIVE), np.int64)
+        together = np.zeros((d_sae, SHOWN_COACTIVE), np.int64)
+        _strongest(offsets, features, bounds, tokens[order], counts, others, together)
+        own = counts[:, None]
+        jaccard = together / np.maximum(own + counts[others] - together, 1)
+        rows = zip(others.tolist(), together.tolist(), jaccard.tolist(), strict=True)
+        return [
+            tuple(
+                CoactiveFeature(feature_index=other, together=n, jaccard=share)
+                for other, n, share in zip(*row, strict=True)
+                if n
+            )
+            for row in rows
+        ]
+
+
+def _joined(parts: list[NDArray[Any]], dtype: Any = np.int64) -> NDArray[Any]:
+    return np.concatenate(parts) if parts else np.zeros(0, dtype)
+
+
+@compiled
+def _strongest(offsets: Any, features: Any, bounds: Any, tokens: Any, counts: Any, others: Any, together: Any) -> None:
+    """For one feature after the other: counts the others on its tokens, keeps those with the best Jaccard index."""
+    d_sae, n_shown = others.shape
+    met = np.zeros(d_sae, np.int64)
+    touched = np.empty(d_sae, np.int64)
+    scores = np.empty(n_shown)
+    for feature in range(d_sae):
+        n_touched = 0
+        for entry in range(bounds[feature], bounds[feature + 1]):
+            token = tokens[entry]
+            for at in range(offsets[token], offsets[token + 1]):
+                other = features[at]
+                if met[other] == 0:
+                    touched[n_touched] = other
+                    n_touched += 1
+                met[other] += 1
+        scores[:] = 0.0
+        for i in range(n_touched):
+            other = touched[i]
+            n = met[other]
+            met[other] = 0
+            if other == feature or n < LEAST_TOGETHER:
+                continue
+            score = n / (counts[feature] + counts[other] - n)
+            place = n_shown
+            # Of equal ones the lower number first, whatever the order of the tokens.
+            while place > 0 and (
+                score > scores[place - 1] or (score == scores[place - 1] and other < others[feature, place - 1])
+            ):
+                place -= 1
+            if place == n_shown:
+                continue
+            for j in range(n_shown - 1, place, -1):
+                scores[j] = scores[j - 1]
+                others[feature, j] = others[feature, j - 1]
+                together[feature, j] = together[feature, j - 1]
+            scores[place] = score
+            others[feature, place] = other
+            together[feature, place] = n

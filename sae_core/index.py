@@ -1,187 +1,420 @@
 """Measure one SAE on one corpus and keep the evidence of every feature: a single pass of the model, then records.
 
-1. Cut the corpus into contexts.
-2. For each batch of contexts: model to the hook, encode, accumulate metrics (`evaluate.CorpusPass`), offer each
-   context's peaks to the top examples, append the active entries to a file (`evidence`). Each token is read once.
-3. From that file, without the model: exact histograms, samples of five activation bands and of random firings, and the
-   activations of every chosen context.
-4. From the weights alone: promoted and suppressed tokens, nearest features (`directions`).
-5. On a sample of contexts: how well the model predicts with `sae_out` in place of its own activations (`evaluate`).
+1. Cut the corpus into contexts (`context_file`).
+2. For each batch of contexts: model to the hook, encode, accumulate metrics (`evaluate.CorpusPass`), collect every
+   feature's firings (`firings`), and of a sample of tokens all features that are active on them. Each token is read
+   once, and nothing is kept that grows with the text.
+3. From the collectors: examples, histograms, tokens, co-active features (`evidence`).
+4. From the weights alone: promoted and suppressed tokens, nearest features, norms (`directions`).
+5. From all of that: a label (`labels`).
+6. On a sample of contexts: how well the model predicts with `sae_out` in place of its own activations (`evaluate`).
 
+The pass leaves a checkpoint every minute (`index_folder`) and goes on from it; contexts can be shared out over
+processes (`--shard`, or torchrun) whose parts are then merged into exactly what one process would have gathered.
 Nothing reaches the store before everything is there.
+
+    torchrun --nproc-per-node 4 -m sae_core.index SLUG --home … --corpus …      then: saescope index SLUG --merge …
+
+needs no database; each process gathers its shard on a GPU of its own.
 """
 
+import argparse
+import hashlib
+import os
+import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sae_core import directions, evidence
-from sae_core.collect import BestK
+from sae_core.arguments import add_index_arguments, index_config
+from sae_core.collect import random_keys
 from sae_core.config import IndexConfig
-from sae_core.disk import saving
+from sae_core.context_file import ContextFile, text_keys
+from sae_core.corpus import corpus_name
+from sae_core.errors import ConfigError, SaescopeError
 from sae_core.evaluate import (
+    BatchCode,
     CorpusPass,
     Subject,
+    context_size,
     corpus_info,
     index_metrics,
     load_subject,
     measure_predictions,
     read_contexts,
 )
-from sae_core.metrics import RunningDensity
+from sae_core.firings import Firings
+from sae_core.index_folder import IndexFolder, Shard
+from sae_core.labels import automatic_label
+from sae_core.ranks import take_gpu
 from sae_core.records import (
-    N_BANDS,
-    Context,
     Feature,
-    Histogram,
     IndexInfo,
     IndexRecords,
     NearestFeature,
     SAEInfo,
+    TokenShare,
     TokenWeight,
 )
-from sae_core.tokens import TokenContext, vocabulary
+from sae_core.sae import WEIGHTS_FILE
+from sae_core.tokens import vocabulary
 from sae_core.tokens_text import display_strings
+from sae_core.train import trained
+
+COACTIVE_TOKENS = 65_536  # of the sample on which co-activation is counted, at most
+COACTIVE_ENTRIES = 2_000_000  # and so many active features on them
+# What decides what is gathered from a text.
+_DECISIVE = (
+    "context_size",
+    "prepend_bos",
+    "top_examples",
+    "band_examples",
+    "random_examples",
+    "batch_contexts",
+    "seed",
+)
 
 
-def build_index(sae_info: SAEInfo, config: IndexConfig, *, scratch: Path) -> IndexRecords | None:
-    """The index of an SAE on a corpus; None if it was asked to stop. `scratch` is where large temporary files go."""
-    started = time.monotonic()
-    subject = load_subject(sae_info, config)
-    contexts = read_contexts(subject, config)
-    with saving(scratch):
-        code = evidence.CodeFile(scratch)
-        try:
-            firings = Firings(subject.sae.d_sae, n_top=config.top_examples, code=code)
-            corpus_pass = CorpusPass(subject, batch_contexts=config.batch_contexts, take=firings.add)
-            if not corpus_pass.run(contexts, what="indexing"):
-                return None
-            counts, banded, randoms = evidence.draw_samples(
-                code,
-                firings.maxima,
-                per_band=config.band_examples,
-                n_random=config.random_examples,
-                seed=config.seed,
+class Collection:
+    """What a pass over the contexts `first` to `done` has gathered."""
+
+    def __init__(self, subject: Subject, config: IndexConfig, *, n_tokens: int) -> None:
+        """`n_tokens` is how many the whole corpus has, of which a sample is taken."""
+        self.first = self.done = 0
+        self.seconds = 0.0
+        self.firings = Firings(
+            subject.sae.d_sae,
+            n_top=config.top_examples,
+            per_band=config.band_examples,
+            n_random=config.random_examples,
+            seed=config.seed,
+        )
+        wanted = min(COACTIVE_TOKENS, COACTIVE_ENTRIES // max(subject.sae.k, 1))
+        self.coactivation = evidence.Coactivation(int(2**64 * max(0.0, 1 - wanted / max(n_tokens, 1))))
+        self.corpus_pass = CorpusPass(subject, batch_contexts=config.batch_contexts, take=self._take)
+
+    def _take(self, batch: BatchCode) -> None:
+        lengths = np.array([len(context.token_ids) for context in batch.contexts])
+        starts = np.cumsum(lengths) - lengths
+        row_contexts, positions = batch.row_contexts.numpy(), batch.row_positions.numpy()
+        contexts = row_contexts + batch.first_context
+        texts = text_keys(batch.contexts)[starts[row_contexts] + positions]
+        self.firings.add(batch.rows, batch.features, batch.values, contexts=contexts, positions=positions, texts=texts)
+        places = (contexts.astype(np.uint64) << np.uint64(16)) | positions.astype(np.uint64)
+        keys = random_keys(np.uint64(self.firings.seed), places, np.uint64(self.firings.d_sae))
+        self.coactivation.add(keys, batch.rows.numpy(), batch.features.numpy())
+
+    def state(self, fingerprint: str) -> dict[str, Any]:
+        density = self.corpus_pass.density
+        return {
+            "first": self.first,
+            "done": self.done,
+            "seconds": self.seconds,
+            "fingerprint": fingerprint,
+            "firings": self.firings.state(),
+            "coactivation": self.coactivation.state(),
+            "reconstruction": self.corpus_pass.reconstruction.state(),
+            "density": {"counts": density.counts, "n_tokens": density.n_tokens},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.firings.restore(state["firings"])
+        self.coactivation.restore(state["coactivation"])
+        self.corpus_pass.reconstruction.restore(state["reconstruction"])
+        density = self.corpus_pass.density
+        density.counts, density.n_tokens = state["density"]["counts"], state["density"]["n_tokens"]
+        self.first, self.done, self.seconds = state["first"], state["done"], state["seconds"]
+
+    def merge(self, other: "Collection") -> None:
+        """Adds what was gathered from the contexts that follow."""
+        self.firings.merge(other.firings)
+        self.coactivation.merge(other.coactivation)
+        self.corpus_pass.reconstruction.merge(other.corpus_pass.reconstruction)
+        self.corpus_pass.density.counts += other.corpus_pass.density.counts
+        self.corpus_pass.density.n_tokens += other.corpus_pass.density.n_tokens
+        self.done = other.done
+        self.seconds += other.seconds
+
+
+def build_index(sae_info: SAEInfo, config: IndexConfig, *, home: Path) -> IndexRecords | None:
+    """The index of an SAE on a corpus, going on where an earlier call stopped; None if it was asked to stop.
+
+    Raises BusyError if another process indexes this SAE, and what loading the model and reading the corpus raise.
+    """
+    job = _Job(sae_info, config, home=home, shard=None)
+    with job.folder.held():
+        collection = job.gathered()
+        return None if collection is None else job.records(collection)
+
+
+def index_shard(sae_info: SAEInfo, config: IndexConfig, shard: Shard, *, home: Path) -> bool:
+    """Gathers one shard of the contexts into a file for `merge_shards`; False if it was asked to stop."""
+    job = _Job(sae_info, config, home=home, shard=shard)
+    with job.folder.held():
+        return job.gathered() is not None
+
+
+def merge_shards(sae_info: SAEInfo, config: IndexConfig, *, home: Path) -> IndexRecords:
+    """The index that one process would have made, from what all shards gathered.
+
+    Raises ConfigError if a shard is missing, unfinished, or of another text.
+    """
+    job = _Job(sae_info, config, home=home, shard=None)
+    with job.folder.held():
+        records = job.records(job.merged())
+        job.folder.remove_parts()
+        return records
+
+
+class _Job:
+    """An SAE, its model and a corpus, ready for a pass."""
+
+    def __init__(self, sae_info: SAEInfo, config: IndexConfig, *, home: Path, shard: Shard | None) -> None:
+        self.config = config
+        self.shard = shard
+        self.subject = load_subject(sae_info, config)
+        settings = {name: getattr(config, name) for name in _DECISIVE}
+        settings["context_size"] = context_size(sae_info, config)
+        settings["prefix"] = self.subject.frame.prefix
+        settings["dtype"] = self.subject.dtype
+        settings["weights"] = _digest(Path(sae_info.weights_path) / WEIGHTS_FILE)
+        settings["model"] = self.subject.model.info.revision
+        self.folder = IndexFolder(
+            home,
+            slug=sae_info.slug,
+            corpus=config.name or corpus_name(config.corpus),
+            settings=settings,
+            shard=shard,
+        )
+        self.contexts = read_contexts(self.subject, config, scratch=home)
+
+    def gathered(self) -> Collection | None:
+        """The whole pass, or the shard's; None if it was asked to stop, with a checkpoint."""
+        first, last = 0, len(self.contexts)
+        if self.shard is not None:
+            first, last = self.shard.contexts(len(self.contexts), batch_contexts=self.config.batch_contexts)
+        collection = self._begun(first, last)
+        started = saved = time.monotonic()
+        before = collection.seconds
+
+        def between(done: int) -> None:
+            nonlocal saved
+            collection.done = done
+            collection.seconds = before + time.monotonic() - started
+            if time.monotonic() - saved > self.config.checkpoint_seconds:
+                self._save(collection)
+                saved = time.monotonic()
+
+        if collection.done < last or first == last:
+            done = collection.corpus_pass.run(
+                self.contexts, what="indexing", first=collection.done, last=last, between=between
             )
-            chosen = evidence.choose(
-                top=firings.top,
-                banded=banded,
-                randoms=randoms,
-                contexts=contexts,
-                n_top=config.top_examples,
-            )
-            examples = evidence.packed_examples(code, chosen, d_sae=subject.sae.d_sae)
-        finally:
-            code.close()
-    predictions = measure_predictions(subject, contexts, batch_contexts=config.batch_contexts)
-    info = IndexInfo(
-        slug=sae_info.slug,
-        corpus=corpus_info(subject, config, contexts, corpus_pass),
-        metrics=index_metrics(subject, corpus_pass, predictions, dense_threshold=config.dense_threshold),
-        dtype=subject.dtype,
-        seed=config.seed,
-        seconds=time.monotonic() - started,
-        created_at=datetime.now(tz=UTC),
-    )
-    return IndexRecords(
-        info=info,
-        contexts=_context_records(contexts),
-        features=feature_records(subject, corpus_pass.density, firings, counts, config=config),
-        examples=examples,
-    )
+            collection.done = done
+            self._save(collection)
+        return collection if collection.done >= last else None
 
+    def merged(self) -> Collection:
+        """What all shards gathered, together."""
+        whole: Collection | None = None
+        for state in self.folder.parts():
+            part = self._empty()
+            expected = whole.done if whole else 0
+            if state["first"] != expected or not self._is_prefix(state):
+                raise ConfigError(
+                    "The shards are not finished, or were made from another text; run them again with the same options."
+                )
+            part.restore(state)
+            if whole is None:
+                whole = part
+            else:
+                whole.merge(part)
+        if whole is None or whole.done != len(self.contexts):
+            raise ConfigError("The last shard is not finished; run its command again, it goes on where it stopped.")
+        self._save(whole)
+        return whole
 
-class Firings:
-    """What the pass keeps of every feature beside how often it fires: maximum, sum, best contexts, all on file."""
+    def records(self, collection: Collection) -> IndexRecords:
+        """The index as it goes to the store."""
+        subject, config, contexts = self.subject, self.config, self.contexts
+        predictions = measure_predictions(subject, contexts, batch_contexts=config.batch_contexts)
+        info = IndexInfo(
+            slug=subject.info.slug,
+            corpus=corpus_info(subject, config, contexts, collection.corpus_pass),
+            metrics=index_metrics(subject, collection.corpus_pass, predictions, dense_threshold=config.dense_threshold),
+            dtype=subject.dtype,
+            seed=config.seed,
+            seconds=collection.seconds,
+            created_at=datetime.now(tz=UTC),
+        )
+        return IndexRecords(
+            info=info,
+            contexts=evidence.context_records(collection.firings, contexts),
+            features=feature_records(subject, collection, contexts, config=config, created_at=info.created_at),
+            examples=evidence.example_records(collection.firings, contexts),
+        )
 
-    def __init__(self, d_sae: int, *, n_top: int, code: evidence.CodeFile) -> None:
-        self.maxima = torch.zeros(d_sae)
-        self.sums = torch.zeros(d_sae, dtype=torch.float64)
-        # Twice as many as are shown, since those with the same text fall out at the end.
-        self.top = BestK(n_groups=d_sae, k=2 * n_top, payload_size=2)
-        self._code = code
+    def _empty(self) -> Collection:
+        n_tokens = int(self.contexts.lengths.sum()) - self.subject.frame.n_special * len(self.contexts)
+        return Collection(self.subject, self.config, n_tokens=n_tokens)
 
-    def add(self, entries: evidence.Entries) -> None:
-        """Adds the active entries of a batch of contexts."""
-        self.sums.index_add_(0, entries.features, entries.values.double())
-        self.maxima.scatter_reduce_(0, entries.features, entries.values, "amax")
-        evidence.offer_peaks(self.top, entries, d_sae=len(self.maxima))
-        self._code.append(entries)
+    def _begun(self, first: int, last: int) -> Collection:
+        """What an earlier pass over the beginning of this text has gathered, or nothing yet."""
+        collection = self._empty()
+        state = self.folder.load()
+        if state is not None and state["first"] == first and state["done"] <= last and self._is_prefix(state):
+            collection.restore(state)
+            return collection
+        collection.first = collection.done = first
+        if first:
+            collection.corpus_pass.centre_on(self.contexts)
+        return collection
 
+    def _is_prefix(self, state: dict[str, Any]) -> bool:
+        done = int(state["done"])
+        return done <= len(self.contexts) and bool(state["fingerprint"] == self.contexts.fingerprint(done))
 
-@dataclass(frozen=True, slots=True)
-class _Directions:
-    promoted: list[tuple[TokenWeight, ...]]
-    suppressed: list[tuple[TokenWeight, ...]]
-    nearest: list[tuple[NearestFeature, ...]]
-    cosines: list[float]
+    def _save(self, collection: Collection) -> None:
+        self.folder.save(collection.state(self.contexts.fingerprint(collection.done)))
 
 
 @torch.inference_mode()
 def feature_records(
-    subject: Subject, density: RunningDensity, firings: Firings, counts: evidence.FiringCounts, *, config: IndexConfig
+    subject: Subject, collection: Collection, contexts: ContextFile, *, config: IndexConfig, created_at: datetime
 ) -> Iterator[Feature]:
     """One record per feature, in order."""
-    known = _directions(subject, config)
-    densities, maxima = density.densities.tolist(), firings.maxima.tolist()
-    means = (firings.sums / density.counts.clamp_min(1)).tolist()
-    band_shares = (counts.bands.double() / density.counts.clamp_min(1).unsqueeze(1)).tolist()
-    histograms = counts.histogram.tolist()
-    n_bins = evidence.HISTOGRAM_BINS
-    for feature_index, n_active in enumerate(density.counts.tolist()):
-        top = maxima[feature_index]
-        edges = tuple(top * i / n_bins for i in range(n_bins + 1))
-        yield Feature(
-            feature_index=feature_index,
-            density=densities[feature_index],
-            n_active=n_active,
-            max_activation=top,
-            mean_activation=means[feature_index],
-            encoder_decoder_cosine=known.cosines[feature_index],
-            histogram=Histogram(edges=edges, counts=tuple(histograms[feature_index]))
-            if n_active
-            else Histogram(edges=(), counts=()),
-            band_shares=tuple(band_shares[feature_index]) if n_active else (0.0,) * N_BANDS,
-            promoted_tokens=known.promoted[feature_index],
-            suppressed_tokens=known.suppressed[feature_index],
-            nearest=known.nearest[feature_index],
+    firings = collection.firings
+    known = _Directions(subject, config)
+    statistics = evidence.Statistics(
+        firings,
+        n_tokens=collection.corpus_pass.density.n_tokens,
+        context_size=context_size(subject.info, config),
+    )
+    coactive = collection.coactivation.strongest(firings.d_sae)
+    for first in range(0, firings.d_sae, evidence.BLOCK_FEATURES):
+        last = min(first + evidence.BLOCK_FEATURES, firings.d_sae)
+        sampled = evidence.sampled_tokens(firings.sample, contexts, first, last)
+        for feature_index in range(first, last):
+            feature = Feature(
+                feature_index=feature_index,
+                density=statistics.densities[feature_index],
+                n_active=statistics.n[feature_index],
+                max_activation=statistics.maxima[feature_index],
+                mean_activation=statistics.means[feature_index],
+                mean_square=statistics.mean_squares[feature_index],
+                encoder_decoder_cosine=known.cosines[feature_index],
+                encoder_norm=known.encoder_norms[feature_index],
+                decoder_norm=known.decoder_norms[feature_index],
+                histogram=statistics.histogram(feature_index),
+                band_shares=statistics.band_shares(feature_index),
+                profile=statistics.profile(feature_index),
+                nearest=known.nearest(feature_index),
+                coactive=coactive[feature_index],
+                promoted_tokens=known.promoted(feature_index),
+                suppressed_tokens=known.suppressed(feature_index),
+                **_token_columns(sampled.get(feature_index), known, feature_index),
+            )
+            label = automatic_label(feature, dense_threshold=config.dense_threshold, created_at=created_at)
+            yield feature if label is None else replace(feature, label=label)
+
+
+def _token_columns(sampled: evidence.Sampled | None, known: "_Directions", feature_index: int) -> dict[str, Any]:
+    if sampled is None:
+        return {}
+    promoted = known.promoted_ids(feature_index)
+    followed = int(sampled.followers.counts[np.isin(sampled.followers.ids, promoted)].sum())
+    return {
+        "n_sampled": sampled.n,
+        "tokens_on": known.token_shares(sampled.on),
+        "tokens_before": known.token_shares(sampled.before),
+        "tokens_after": known.token_shares(sampled.after),
+        "promoted_share": followed / sampled.n if len(promoted) else None,
+    }
+
+
+class _Directions:
+    """What follows from the weights, feature by feature."""
+
+    def __init__(self, subject: Subject, config: IndexConfig) -> None:
+        model, sae = subject.model, subject.sae
+        self._names = [display_strings([token])[0] for token in vocabulary(model.tokenizer).tokens]
+        W_U = model.unembedding()
+        self._logits: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        if W_U is not None and len(W_U) == sae.W_dec.shape[1]:
+            # The head may be padded beyond the tokenizer's vocabulary; ids that no text has are left out.
+            attribution = directions.logit_attribution(sae.W_dec, W_U[:, : len(self._names)], n=config.promoted_tokens)
+            up, up_weights, down, down_weights = (part.cpu() for part in attribution)
+            self._logits = (up, up_weights, down, down_weights)
+        near, cosines = directions.nearest_features(sae.W_dec, n=config.nearest_features)
+        self._near, self._near_cosines = near.cpu(), cosines.cpu()
+        self.cosines = directions.encoder_decoder_cosine(sae.W_enc, sae.W_dec).tolist()
+        self.encoder_norms = sae.W_enc.norm(dim=0).tolist()
+        self.decoder_norms = sae.W_dec.norm(dim=1).tolist()
+
+    def promoted(self, feature_index: int) -> tuple[TokenWeight, ...]:
+        return self._token_weights(feature_index, 0)
+
+    def suppressed(self, feature_index: int) -> tuple[TokenWeight, ...]:
+        return self._token_weights(feature_index, 2)
+
+    def promoted_ids(self, feature_index: int) -> list[int]:
+        ids: list[int] = [] if self._logits is None else self._logits[0][feature_index].tolist()
+        return ids
+
+    def nearest(self, feature_index: int) -> tuple[NearestFeature, ...]:
+        pairs = zip(self._near[feature_index].tolist(), self._near_cosines[feature_index].tolist(), strict=True)
+        return tuple(NearestFeature(feature_index=i, cosine=c) for i, c in pairs)
+
+    def token_shares(self, tokens: evidence.SampledTokens) -> tuple[TokenShare, ...]:
+        return tuple(
+            TokenShare(token=self._name(i), token_id=i, count=n, share=share)
+            for i, n, share in zip(*(column.tolist() for column in tokens), strict=True)
         )
 
+    def _token_weights(self, feature_index: int, column: int) -> tuple[TokenWeight, ...]:
+        if self._logits is None:
+            return ()
+        ids, weights = (part[feature_index].tolist() for part in self._logits[column : column + 2])
+        return tuple(TokenWeight(token=self._name(i), token_id=i, weight=w) for i, w in zip(ids, weights, strict=True))
 
-def _directions(subject: Subject, config: IndexConfig) -> _Directions:
-    model, sae = subject.model, subject.sae
-    nothing: list[tuple[TokenWeight, ...]] = [()] * sae.d_sae
-    W_U = model.unembedding()
-    promoted, suppressed = nothing, nothing
-    if W_U is not None and len(W_U) == sae.W_dec.shape[1]:
-        names = [display_strings([token])[0] for token in vocabulary(model.tokenizer).tokens]
-        # The head may be padded beyond the tokenizer's vocabulary; ids that no text has are left out.
-        up, up_weights, down, down_weights = directions.logit_attribution(
-            sae.W_dec, W_U[:, : len(names)], n=config.promoted_tokens
-        )
-        promoted = _token_weights(up, up_weights, names)
-        suppressed = _token_weights(down, down_weights, names)
-    near, cosines = directions.nearest_features(sae.W_dec, n=config.nearest_features)
-    nearest = [
-        tuple(NearestFeature(feature_index=i, cosine=c) for i, c in zip(row_indexes, row_cosines, strict=True))
-        for row_indexes, row_cosines in zip(near.tolist(), cosines.tolist(), strict=True)
-    ]
-    own = directions.encoder_decoder_cosine(sae.W_enc, sae.W_dec).tolist()
-    return _Directions(promoted, suppressed, nearest, own)
+    def _name(self, token_id: int) -> str:
+        return self._names[token_id] if token_id < len(self._names) else f"[{token_id}]"
 
 
-def _token_weights(ids: Tensor, weights: Tensor, names: list[str]) -> list[tuple[TokenWeight, ...]]:
-    return [
-        tuple(TokenWeight(token=names[i], token_id=i, weight=w) for i, w in zip(row_ids, row_weights, strict=True))
-        for row_ids, row_weights in zip(ids.tolist(), weights.tolist(), strict=True)
-    ]
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _context_records(contexts: list[TokenContext]) -> Iterator[Context]:
-    for number, context in enumerate(contexts):
-        yield Context(context_id=number, source=context.source, token_ids=context.token_ids.astype("<u4").tobytes())
+def main(argv: list[str] | None = None) -> int:
+    """One shard of an index without a database: the one of --shard, or of torchrun's process. Returns an exit code."""
+    parser = argparse.ArgumentParser(prog="sae_core.index", description="Gather one shard of an SAE's index.")
+    parser.add_argument("--home", type=Path, required=True, metavar="DIR", help="its folder `runs` has the SAE")
+    add_index_arguments(parser)
+    arguments = parser.parse_args(argv)
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        shard = Shard.parse(arguments.shard or f"{rank + 1}/{size}")
+        config = index_config(arguments)
+        if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+            take_gpu()
+        if not index_shard(trained(arguments.home / "runs" / config.slug), config, shard, home=arguments.home):
+            return 130
+    except SaescopeError as error:
+        print(f"sae_core.index: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    print(f"Shard {shard.number} of {shard.count} is gathered. When all are: saescope index {config.slug} --merge …")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sae_core.records import Histogram
 
@@ -51,35 +51,62 @@ _TINY = 1e-30  # keeps the cosine of a zero vector at 0
 
 
 @dataclass(slots=True)
+class Total:
+    """A sum of float64 numbers or tensors whose rounding errors are summed up beside it (TwoSum, Knuth 1969), so that
+    the order of the terms does not show in its value, and totals of two parts add up to the total of the whole."""
+
+    _sum: Any = 0.0
+    _error: Any = 0.0
+
+    def add(self, term: Any) -> None:
+        total = self._sum + term
+        taken = total - self._sum
+        self._error = self._error + ((self._sum - (total - taken)) + (term - taken))
+        self._sum = total
+
+    def merge(self, other: "Total") -> None:
+        self.add(other._sum)
+        self._error = self._error + other._error
+
+    @property
+    def value(self) -> Any:
+        return self._sum + self._error
+
+
+@dataclass(slots=True)
 class RunningFVU:
     """Σ‖x−x̂‖² / Σ‖x−x̄‖², with x̄ the mean over everything that was added. Accumulates in float64.
 
-    Sums are taken around the first batch's mean, so that a large common offset costs no digits.
+    Sums are taken around `shift`, the first batch's mean unless another is given, so that a large common offset costs
+    no digits.
     """
 
     n: int = 0
-    squared_error: float = 0.0
-    _shift: "Tensor | None" = None
-    _sum: "Tensor | None" = None
-    _squares: float = 0.0
+    shift: "Tensor | None" = None
+    _squared_error: Total = field(default_factory=Total)
+    _sum: Total = field(default_factory=Total)
+    _squares: Total = field(default_factory=Total)
 
     def add(self, model_acts: "Tensor", squared_error: float) -> None:
         """Adds a batch of vectors (N, d_in) and the sum of their squared reconstruction errors."""
-        if self._shift is None or self._sum is None:
-            self._shift = model_acts.mean(dim=0)
-            self._sum = self._shift.cpu().double() * 0  # on the CPU, as not every GPU has float64
-        centred = model_acts - self._shift
+        if self.shift is None:
+            self.shift = model_acts.mean(dim=0)
+        centred = model_acts - self.shift
         self.n += len(model_acts)
-        self.squared_error += squared_error
-        self._sum += centred.sum(dim=0).cpu().double()
-        self._squares += float(centred.square().sum(dim=1).cpu().double().sum())
+        self._squared_error.add(squared_error)
+        self._sum.add(centred.sum(dim=0).cpu().double())  # on the CPU, as not every GPU has float64
+        self._squares.add(float(centred.square().sum(dim=1).cpu().double().sum()))
+
+    @property
+    def squared_error(self) -> float:
+        return float(self._squared_error.value)
 
     @property
     def value(self) -> float:
         """FVU so far; NaN if the activations do not vary."""
-        if self.n == 0 or self._sum is None:
+        if self.n == 0:
             return float("nan")
-        total = self._squares - float(self._sum.square().sum()) / self.n
+        total = float(self._squares.value) - float(self._sum.value.square().sum()) / self.n
         return self.squared_error / total if total > 0 else float("nan")
 
 
@@ -99,9 +126,9 @@ class RunningReconstruction:
     """
 
     _fvu: RunningFVU = field(default_factory=RunningFVU)
-    _cosines: float = 0.0
-    _squared_norm: float = 0.0  # Σ‖x̂‖²
-    _dot: float = 0.0  # Σ x·x̂
+    _cosines: Total = field(default_factory=Total)
+    _squared_norm: Total = field(default_factory=Total)  # Σ‖x̂‖²
+    _dot: Total = field(default_factory=Total)  # Σ x·x̂
 
     def add(self, target_acts: "Tensor", sae_out: "Tensor") -> None:
         """Adds a batch of vectors and their reconstructions, both (N, d) float32."""
@@ -109,9 +136,36 @@ class RunningReconstruction:
         dot = (target_acts * sae_out).sum(dim=1).cpu().double()
         lengths = (target_acts.square().sum(dim=1).cpu().double() * squared_norm).sqrt().clamp_min(_TINY)
         self._fvu.add(target_acts, float((target_acts - sae_out).square().sum(dim=1).cpu().double().sum()))
-        self._cosines += float((dot / lengths).sum())
-        self._squared_norm += float(squared_norm.sum())
-        self._dot += float(dot.sum())
+        self._cosines.add(float((dot / lengths).sum()))
+        self._squared_norm.add(float(squared_norm.sum()))
+        self._dot.add(float(dot.sum()))
+
+    def centre_on(self, first_acts: "Tensor") -> None:
+        """Takes sums around the mean of these vectors (N, d), so that parts of a corpus can be merged: those that are
+        have the same."""
+        self._fvu.shift = first_acts.mean(dim=0)
+
+    def state(self) -> dict[str, Any]:
+        """All of it as numbers and tensors, for `restore`."""
+        fvu = self._fvu
+        totals = [(total._sum, total._error) for total in self._totals()]
+        return {"n": fvu.n, "shift": fvu.shift, "totals": totals}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state` gave."""
+        self._fvu.n, self._fvu.shift = state["n"], state["shift"]
+        for total, (so_far, error) in zip(self._totals(), state["totals"], strict=True):
+            total._sum, total._error = so_far, error
+
+    def _totals(self) -> tuple[Total, ...]:
+        fvu = self._fvu
+        return (fvu._squared_error, fvu._sum, fvu._squares, self._cosines, self._squared_norm, self._dot)
+
+    def merge(self, other: "RunningReconstruction") -> None:
+        """Adds what another, centred on the same vectors, was given."""
+        self._fvu.n += other._fvu.n
+        for own, its in zip(self._totals(), other._totals(), strict=True):
+            own.merge(its)
 
     @property
     def fvu(self) -> float:
@@ -119,12 +173,13 @@ class RunningReconstruction:
 
     @property
     def cosine(self) -> float | None:
-        return self._cosines / self._fvu.n if self._fvu.n else None
+        return float(self._cosines.value) / self._fvu.n if self._fvu.n else None
 
     @property
     def reconstruction_bias(self) -> float | None:
         """None where it has no meaning: no scale of such reconstructions fits better than nothing."""
-        return self._squared_norm / self._dot if self._dot > 0 else None
+        dot = float(self._dot.value)
+        return float(self._squared_norm.value) / dot if dot > 0 else None
 
 
 @dataclass(slots=True)

@@ -11,10 +11,13 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress_bar(*, total: int, done: int = 0, what: str, unit: str = " tokens", is_shown: bool = True) -> "tqdm[Any]":
-    """A bar on the terminal; where there is none, a line every ten seconds."""
+def progress_bar(
+    *, total: int | None, done: int = 0, what: str, unit: str = " tokens", is_shown: bool = True
+) -> "tqdm[Any]":
+    """A bar on the terminal; where there is none, a line every ten seconds. `total` None: nobody knows."""
     is_terminal = sys.stderr.isatty()
     counts = "{n_fmt}/{total_fmt}{unit} {rate_fmt} {remaining} left{postfix}"
+    form = "{desc} {n_fmt}{unit} {rate_fmt}" if total is None else "{desc} {percentage:3.0f}% |{bar:24}| " + counts
     return tqdm(
         total=total,
         initial=done,
@@ -26,7 +29,7 @@ def progress_bar(*, total: int, done: int = 0, what: str, unit: str = " tokens",
         mininterval=0.2 if is_terminal else 10.0,
         smoothing=0,  # the mean since the start: batches come in bursts, one after each filling of the buffer
         leave=True,
-        bar_format="{desc} {percentage:3.0f}% |{bar:24}| " + counts,
+        bar_format=form,
     )
 
 

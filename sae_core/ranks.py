@@ -194,7 +194,7 @@ def joined_ranks() -> Iterator[Job]:
         yield Job()
         return
     if torch.cuda.is_available():
-        _take_gpu()
+        take_gpu()
     try:
         store, rank, size = next(rendezvous("env://", timeout=_TIMEOUT))
         dist.init_process_group(
@@ -225,7 +225,8 @@ def spoken_by_first() -> Iterator[None]:
         yield
 
 
-def _take_gpu() -> None:
+def take_gpu() -> None:
+    """Makes the GPU of torchrun's number the one that this process uses. Raises ConfigError if there is none."""
     number, n_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if number >= n_gpus:
         raise ConfigError(

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from sae_core.bands import N_BANDS, band_edges
+
 TOP_BAND = 0
-N_BANDS = 5  # bands 1..5 split 0..max into fifths; band 1 is the weakest
-RANDOM_BAND = 6
+RANDOM_BAND = N_BANDS + 1  # bands 1..N_BANDS are octaves of activation, the weakest first (`bands`)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,7 @@ class CorpusInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Histogram:
-    """Counts between `edges` (one more edge than counts); bins are equally wide."""
+    """Counts between `edges` (one more edge than counts)."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
@@ -151,6 +152,36 @@ class TokenWeight:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenShare:
+    """A token that stands at, before or after a feature's firings, on a sample of them."""
+
+    token: str
+    token_id: int
+    count: int  # firings of the sample where it stands there
+    share: float  # of the sample's activation that falls on them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositionShare:
+    """How often a feature fires at positions `first` to `last` of a context, which count from 0."""
+
+    first: int
+    last: int
+    density: float  # share of the tokens at these positions on which it is active
+    share: float  # of its firings that fall there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoactiveFeature:
+    """Another feature that is active on the same tokens, on a sample of tokens."""
+
+    feature_index: int
+    together: int  # tokens of the sample on which both are active
+    jaccard: float  # together ÷ tokens on which either is
+    label: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NearestFeature:
     """Another feature of the same SAE whose decoder direction is close."""
 
@@ -180,36 +211,60 @@ class Feature:
     max_activation: float
     mean_activation: float  # mean over the tokens on which it is active
     encoder_decoder_cosine: float
-    histogram: Histogram  # of its activations above 0
-    band_shares: tuple[float, ...]  # share of firings in bands 1..5
+    histogram: Histogram  # of its activations above 0; four bins to an octave
+    band_shares: tuple[float, ...]  # share of firings in bands 1..N_BANDS
     promoted_tokens: tuple[TokenWeight, ...]
     suppressed_tokens: tuple[TokenWeight, ...]
     nearest: tuple[NearestFeature, ...]
+    # None and empty in what follows: not measured, as in indexes made before revision 0003 of the database.
+    mean_square: float | None = None  # of its activations, over the tokens on which it is active
+    encoder_norm: float | None = None
+    decoder_norm: float | None = None
+    profile: tuple[PositionShare, ...] = ()
+    n_sampled: int = 0  # firings drawn at random, of which the next three count the tokens
+    tokens_on: tuple[TokenShare, ...] = ()  # on which it fires, the largest share first
+    tokens_before: tuple[TokenShare, ...] = ()  # the most frequent first
+    tokens_after: tuple[TokenShare, ...] = ()
+    promoted_share: float | None = None  # of the sample's firings that one of the promoted tokens follows
+    coactive: tuple[CoactiveFeature, ...] = ()  # the largest Jaccard index first
     label: Label | None = None
+
+    @property
+    def band_edges(self) -> tuple[float, ...]:
+        """The N_BANDS + 1 activations between which its bands lie; before revision 0003 they were fifths of its max."""
+        if self.mean_square is None:
+            return tuple(self.max_activation * i / N_BANDS for i in range(N_BANDS + 1))
+        return band_edges(self.max_activation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PackedExample:
-    """One feature on one context as the index writes it: only the positions where it is active."""
+class PackedExamples:
+    """All examples of one feature as the index writes them, by band and rank: columns of packed numbers."""
 
     feature_index: int
-    context_id: int
-    band: int  # TOP_BAND, 1..N_BANDS or RANDOM_BAND
-    rank: int  # 0 first
-    position: int  # the token this example was chosen for
-    activation: float  # at `position`
-    positions: bytes  # uint16, ascending
-    values: bytes  # float16, same length
+    bands: bytes  # uint8: TOP_BAND, 1..N_BANDS or RANDOM_BAND, ascending
+    context_ids: bytes  # uint32
+    positions: bytes  # uint16: the token that each was chosen for
+    activations: bytes  # float32: there
+    copies: (
+        bytes  # uint32: places of the corpus that read the same around that token, this one included; 0: not counted
+    )
+    lengths: bytes  # uint16: tokens of the context on which the feature is active
+    active_positions: bytes  # uint16: these tokens, ascending, of one example after the other
+    active_values: bytes  # float16: the activations there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexRecords:
-    """A finished index on its way to the store. The iterables are consumed once, in this order."""
+    """A finished index on its way to the store. The iterables are consumed once, in this order.
+
+    Contexts are those that an example points at.
+    """
 
     info: IndexInfo
     contexts: Iterable[Context]
     features: Iterable[Feature]
-    examples: Iterable[PackedExample]
+    examples: Iterable[PackedExamples]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +281,7 @@ class Example:
     tokens: tuple[str, ...]
     token_ids: tuple[int, ...]
     activations: tuple[float, ...]
+    copies: int = 0  # places of the corpus that read the same around the peak, this one included; 0: not counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

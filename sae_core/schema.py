@@ -23,14 +23,13 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
-    SmallInteger,
     Table,
     Text,
     TypeDecorator,
     UniqueConstraint,
 )
 
-REVISION = "0002"  # the newest file of migrations/versions
+REVISION = "0003"  # the newest file of migrations/versions
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -155,11 +154,19 @@ features = Table(
     Column("max_activation", Double, nullable=False),
     Column("mean_activation", Double, nullable=False),
     Column("encoder_decoder_cosine", Double),  # NULL: not a number, one of the directions is zero
-    Column("histogram", LargeBinary, nullable=False),  # first and last edge float64, then counts uint32
+    Column("histogram", LargeBinary, nullable=False),  # number of edges uint16, edges float64, then counts uint32
     Column("band_shares", LargeBinary, nullable=False),  # float64
     Column("promoted_tokens", LargeBinary, nullable=False),  # (token_id uint32, weight float32), strongest first
     Column("suppressed_tokens", LargeBinary, nullable=False),
     Column("nearest", LargeBinary, nullable=False),  # (feature_index uint32, cosine float32), nearest first
+    # NULL in what follows: not measured, as in indexes made before revision 0003.
+    Column("mean_square", Double),
+    Column("encoder_norm", Double),
+    Column("decoder_norm", Double),
+    Column("profile", LargeBinary),  # (first uint16, last uint16, density float32, share float32)
+    Column("sampled_tokens", LargeBinary),  # as in store_rows
+    Column("promoted_share", Double),
+    Column("coactive", LargeBinary),  # (feature_index uint32, together uint32, jaccard float32), the strongest first
 )
 # Lists are read in index order, either way round; density last lets a list by maximum drop the dead without a look at
 # the table.
@@ -182,19 +189,13 @@ feature_texts = Table(
     sqlite_with_rowid=False,
 )
 
+# One row a feature: its examples are columns of packed numbers, so that each costs tens of bytes (`store_rows`).
 examples = Table(
     "examples",
     metadata,
     Column("index_id", ForeignKey("indexes.index_id", ondelete="CASCADE"), primary_key=True),
     Column("feature_index", Integer, primary_key=True),
-    Column("band", SmallInteger, primary_key=True),
-    Column("rank", Integer, primary_key=True),
-    Column("context_id", Integer, nullable=False),
-    Column("position", Integer, nullable=False),
-    Column("activation", Double, nullable=False),
-    Column("packed_positions", LargeBinary, nullable=False),  # uint16, ascending
-    Column("packed_values", LargeBinary, nullable=False),  # float16
-    sqlite_with_rowid=False,  # clustered by the primary key: a feature's examples are neighbours on disk
+    Column("packed", LargeBinary, nullable=False),
 )
 
 # One of each kind, so that a person's label outlives the next automatic run; readers prefer the person's.

@@ -11,13 +11,13 @@ Imported when the first code is made, so that importing saescope compiles nothin
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from sae_core.compiled import compiled
 from sae_core.threads import on_all_cores, share_out
 
 _LANES = 16  # values side by side, as a vector register or two hold them
@@ -26,18 +26,9 @@ _GROUP = 8  # values of a group, `_LANES` apart
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def _compiled(function: _F, *, fastmath: bool | set[str] = False) -> _F:
-    """Machine code of `function`, kept on disk where there is a place for it."""
-    options = {"nogil": True, "boundscheck": False, "fastmath": fastmath}
-    try:
-        return cast(_F, njit(cache=True, **options)(function))
-    except RuntimeError:  # no folder that Numba may write to
-        return cast(_F, njit(**options)(function))
-
-
 def _compiled_sum(function: _F) -> _F:
     """The same with sums taken in any order. All of fastmath would have the compiler believe that nothing is NaN."""
-    return _compiled(function, fastmath={"reassoc", "contract"})
+    return compiled(function, fastmath={"reassoc", "contract"})
 
 
 def top_k(products: Tensor, biases: Tensor, k: int, indices: Tensor, values: Tensor) -> None:
@@ -78,7 +69,7 @@ def bag_dot(offsets: Tensor, indices: Tensor, rows: Tensor, table: Tensor) -> Te
     return products
 
 
-@_compiled
+@compiled
 def _top_k(products: Any, biases: Any, k: int, indices: Any, values: Any) -> None:
     n_rows, width = products.shape
     n_blocks = width // (_LANES * _GROUP)
@@ -140,7 +131,7 @@ def _top_k(products: Any, biases: Any, k: int, indices: Any, values: Any) -> Non
                 values[n, i] = np.nan
 
 
-@_compiled
+@compiled
 def _reached_by(array: Any, n: int, k: int, slack: int) -> Any:
     """The largest bound found by halving that k to k + slack of array[:n] reach; where equal values forbid that, the
     k-th largest itself. In any case at least k reach it."""
@@ -175,7 +166,7 @@ def _reached_by(array: Any, n: int, k: int, slack: int) -> Any:
             high = middle
 
 
-@_compiled
+@compiled
 def _count(array: Any, n: int, bound: Any) -> Any:
     count = np.int32(0)
     for i in range(n):
@@ -183,7 +174,7 @@ def _count(array: Any, n: int, bound: Any) -> Any:
     return count
 
 
-@_compiled
+@compiled
 def _count_above(products: Any, bounds: Any, counts: Any) -> None:
     for n in range(len(products)):
         row = products[n]
@@ -193,7 +184,7 @@ def _count_above(products: Any, bounds: Any, counts: Any) -> None:
         counts[n] = count
 
 
-@_compiled
+@compiled
 def _write_above(products: Any, bounds: Any, indices: Any, values: Any) -> None:
     n_written = 0
     for n in range(len(products)):
@@ -205,7 +196,7 @@ def _write_above(products: Any, bounds: Any, indices: Any, values: Any) -> None:
                 n_written += 1
 
 
-@_compiled
+@compiled
 def _by_feature(offsets: Any, indices: Any, bounds: Any, order: Any, rows: Any) -> None:
     for entry in range(len(indices)):
         bounds[indices[entry] + 1] += 1

@@ -9,7 +9,7 @@ import random
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Self
 
 import sqlalchemy as sa
 
@@ -33,13 +33,15 @@ from sae_core.schema import contexts, corpora, examples, features, indexes, labe
 from sae_core.store_engine import Database
 from sae_core.store_pages import LARGEST_INTEGER, Sort, cursor_after, feature_number, page_statement
 from sae_core.store_rows import (
+    PackedExample,
     clean_text,
     example_record,
     feature_record,
     index_record,
     label_record,
-    nearest_indexes,
+    named_features,
     sae_record,
+    unpacked_examples,
     vocabulary_record,
 )
 from sae_core.store_writes import insert_index, remove_sae, upsert_labels, upsert_sae
@@ -136,11 +138,10 @@ class Store:
                 raise NotFoundError(
                     f'The SAE "{slug}" has no feature {feature_index}; its features are 0 to {index["d_sae"] - 1}.'
                 )
-            query = _examples_of(index, [feature_index]).order_by(examples.c.band, examples.c.rank)
-            its_examples = connection.execute(query).mappings()
+            its_examples = _examples(connection, index, [feature_index], vocabulary=vocabulary)
             return FeatureDetail(
                 feature=_feature_records(connection, rows, index=index, vocabulary=vocabulary)[0],
-                examples=tuple(example_record(row, vocabulary=vocabulary) for row in its_examples),
+                examples=tuple(its_examples.get(feature_index, ())),
                 previous=_alive_neighbour(connection, index["index_id"], feature_index, direction=-1),
                 following=_alive_neighbour(connection, index["index_id"], feature_index, direction=1),
             )
@@ -229,13 +230,10 @@ class Store:
         self, connection: sa.Connection, rows: Sequence[sa.RowMapping], *, index: sa.RowMapping
     ) -> tuple[FeatureRow, ...]:
         vocabulary = self._vocabulary(connection, index)
-        top: dict[int, list[Example]] = {row["feature_index"]: [] for row in rows}
-        for some in _chunked(list(top)):
-            query = _examples_of(index, some).where(examples.c.band == TOP_BAND, examples.c.rank < EXAMPLES_IN_LISTS)
-            for row in connection.execute(query.order_by(examples.c.rank)).mappings():
-                top[row["feature_index"]].append(example_record(row, vocabulary=vocabulary))
+        numbers = [row["feature_index"] for row in rows]
+        top = _examples(connection, index, numbers, vocabulary=vocabulary, n_top=EXAMPLES_IN_LISTS)
         return tuple(
-            FeatureRow(feature=feature, examples=tuple(top[feature.feature_index]))
+            FeatureRow(feature=feature, examples=tuple(top.get(feature.feature_index, ())))
             for feature in _feature_records(connection, rows, index=index, vocabulary=vocabulary)
         )
 
@@ -314,8 +312,8 @@ def _feature_rows(connection: sa.Connection, index_id: int, feature_indexes: Col
 def _feature_records(
     connection: sa.Connection, rows: Sequence[sa.RowMapping], *, index: sa.RowMapping, vocabulary: Vocabulary
 ) -> list[Feature]:
-    """With their labels and those of their nearest features."""
-    named = {row["feature_index"] for row in rows}.union(*(nearest_indexes(row) for row in rows))
+    """With their labels and those of the features that they name."""
+    named = {row["feature_index"] for row in rows}.union(*(named_features(row) for row in rows))
     found = _labels(connection, index["sae_id"], named)
     return [feature_record(row, vocabulary=vocabulary, labels=found) for row in rows]
 
@@ -331,13 +329,32 @@ def _labels(connection: sa.Connection, sae_id: int, feature_indexes: Collection[
     return found
 
 
-def _examples_of(index: sa.RowMapping, feature_indexes: Collection[int]) -> sa.Select[Any]:
-    its_context = sa.and_(contexts.c.corpus_id == index["corpus_id"], contexts.c.context_id == examples.c.context_id)
-    return (
-        sa.select(examples, contexts.c.source, contexts.c.token_ids)
-        .join(contexts, its_context)
-        .where(examples.c.index_id == index["index_id"], examples.c.feature_index.in_(feature_indexes))
-    )
+def _examples(
+    connection: sa.Connection,
+    index: sa.RowMapping,
+    feature_indexes: Collection[int],
+    *,
+    vocabulary: Vocabulary,
+    n_top: int | None = None,
+) -> dict[int, list[Example]]:
+    """The examples of these features by band and rank; with `n_top` only the first so many of the top band."""
+    packed: list[PackedExample] = []
+    for some in _chunked(feature_indexes):
+        query = sa.select(examples.c.feature_index, examples.c.packed)
+        query = query.where(examples.c.index_id == index["index_id"], examples.c.feature_index.in_(some))
+        for row in connection.execute(query):
+            its_examples = unpacked_examples(row.feature_index, row.packed)
+            packed += [e for e in its_examples if n_top is None or (e.band == TOP_BAND and e.rank < n_top)]
+    its_contexts: dict[int, sa.RowMapping] = {}
+    for some in _chunked({example.context_id for example in packed}):
+        wanted = (contexts.c.corpus_id == index["corpus_id"], contexts.c.context_id.in_(some))
+        rows = connection.execute(sa.select(contexts).where(*wanted)).mappings()
+        its_contexts.update((row["context_id"], row) for row in rows)
+    found: dict[int, list[Example]] = {}
+    for example in packed:
+        shown = example_record(example, its_contexts[example.context_id], vocabulary=vocabulary)
+        found.setdefault(example.feature_index, []).append(shown)
+    return found
 
 
 def _alive_neighbour(connection: sa.Connection, index_id: int, feature_index: int, *, direction: int) -> int | None:

@@ -10,13 +10,14 @@ import struct
 import unicodedata
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import RowMapping
 
 from sae_core.errors import InputError
 from sae_core.metrics import explained_variance
 from sae_core.records import (
+    CoactiveFeature,
     Context,
     CorpusInfo,
     Example,
@@ -27,8 +28,10 @@ from sae_core.records import (
     Label,
     ModelInfo,
     NearestFeature,
-    PackedExample,
+    PackedExamples,
+    PositionShare,
     SAEInfo,
+    TokenShare,
     TokenWeight,
     Vocabulary,
 )
@@ -223,6 +226,13 @@ def feature_row(feature: Feature, *, index_id: int) -> dict[str, Any]:
         "promoted_tokens": _packed_pairs((token.token_id, token.weight) for token in feature.promoted_tokens),
         "suppressed_tokens": _packed_pairs((token.token_id, token.weight) for token in feature.suppressed_tokens),
         "nearest": _packed_pairs((near.feature_index, near.cosine) for near in feature.nearest),
+        "mean_square": _null_if_nan(feature.mean_square),
+        "encoder_norm": _null_if_nan(feature.encoder_norm),
+        "decoder_norm": _null_if_nan(feature.decoder_norm),
+        "profile": _packed_rows("<HHff", ((p.first, p.last, p.density, p.share) for p in feature.profile)),
+        "sampled_tokens": _packed_samples(feature),
+        "promoted_share": _null_if_nan(feature.promoted_share),
+        "coactive": _packed_rows("<IIf", ((c.feature_index, c.together, c.jaccard) for c in feature.coactive)),
     }
 
 
@@ -242,46 +252,110 @@ def feature_record(row: RowMapping, *, vocabulary: Vocabulary, labels: Mapping[i
             NearestFeature(feature_index=other, cosine=cosine, label=labels[other].text if other in labels else None)
             for other, cosine in _unpacked_pairs(row["nearest"])
         ),
+        mean_square=row["mean_square"],
+        encoder_norm=row["encoder_norm"],
+        decoder_norm=row["decoder_norm"],
+        profile=tuple(
+            PositionShare(first=first, last=last, density=density, share=share)
+            for first, last, density, share in struct.iter_unpack("<HHff", row["profile"] or b"")
+        ),
+        promoted_share=row["promoted_share"],
+        coactive=tuple(
+            CoactiveFeature(
+                feature_index=other,
+                together=together,
+                jaccard=jaccard,
+                label=labels[other].text if other in labels else None,
+            )
+            for other, together, jaccard in struct.iter_unpack("<IIf", row["coactive"] or b"")
+        ),
         label=labels.get(row["feature_index"]),
+        **_unpacked_samples(row["sampled_tokens"] or b"", vocabulary=vocabulary),
     )
 
 
-def nearest_indexes(row: RowMapping) -> list[int]:
+def named_features(row: RowMapping) -> list[int]:
     """The other features that a row of `features` names."""
-    return [feature_index for feature_index, _ in _unpacked_pairs(row["nearest"])]
+    nearest = [feature_index for feature_index, _ in _unpacked_pairs(row["nearest"])]
+    return nearest + [feature_index for feature_index, _, _ in struct.iter_unpack("<IIf", row["coactive"] or b"")]
 
 
-def example_row(example: PackedExample, *, index_id: int) -> dict[str, Any]:
-    return {
-        "index_id": index_id,
-        "feature_index": int(example.feature_index),
-        "band": int(example.band),
-        "rank": int(example.rank),
-        "context_id": int(example.context_id),
-        "position": int(example.position),
-        "activation": float(example.activation),
-        "packed_positions": example.positions,
-        "packed_values": example.values,
-    }
+_EXAMPLE_COLUMNS = {
+    "bands": "B",
+    "context_ids": "I",
+    "positions": "H",
+    "activations": "f",
+    "copies": "I",
+    "lengths": "H",
+}
 
 
-def example_record(row: RowMapping, *, vocabulary: Vocabulary) -> Example:
-    """From a row of `examples` with the `source` and `token_ids` of its context."""
-    token_ids = unpacked_token_ids(row["token_ids"])
+class PackedExample(NamedTuple):
+    """One example of a row of `examples`, its tokens not yet looked up."""
+
+    feature_index: int
+    band: int
+    rank: int
+    context_id: int
+    position: int
+    activation: float
+    copies: int
+    positions: tuple[int, ...]  # tokens of the context on which the feature is active
+    values: tuple[float, ...]  # its activations there
+
+
+def examples_row(examples: PackedExamples, *, index_id: int) -> dict[str, Any]:
+    """`packed`: how many examples (uint16), then their columns, then the tokens on which the feature is active."""
+    columns = (getattr(examples, name) for name in _EXAMPLE_COLUMNS)
+    count = struct.pack("<H", len(examples.bands))
+    packed = b"".join((count, *columns, examples.active_positions, examples.active_values))
+    return {"index_id": index_id, "feature_index": int(examples.feature_index), "packed": packed}
+
+
+def unpacked_examples(feature_index: int, packed: bytes) -> list[PackedExample]:
+    """The examples of a row, by band and rank."""
+    (n,) = struct.unpack_from("<H", packed)
+    start = 2
+    columns = []
+    for code in _EXAMPLE_COLUMNS.values():
+        columns.append(struct.unpack_from(f"<{n}{code}", packed, start))
+        start += n * struct.calcsize(code)
+    lengths = columns[-1]
+    n_active = sum(lengths)
+    positions = struct.unpack_from(f"<{n_active}H", packed, start)
+    values = struct.unpack_from(f"<{n_active}e", packed, start + 2 * n_active)
+    found: list[PackedExample] = []
+    first = 0
+    for band, context_id, position, activation, copies, length in zip(*columns, strict=True):
+        rank = found[-1].rank + 1 if found and found[-1].band == band else 0
+        run = slice(first, first + length)
+        first += length
+        found.append(
+            PackedExample(
+                feature_index, band, rank, context_id, position, activation, copies, positions[run], values[run]
+            )
+        )
+    return found
+
+
+def example_record(example: PackedExample, context: RowMapping, *, vocabulary: Vocabulary) -> Example:
+    """An example on its context, a row with `source` and `token_ids`."""
+    token_ids = unpacked_token_ids(context["token_ids"])
     activations = [0.0] * len(token_ids)
-    for position, value in zip(_unpack("H", row["packed_positions"]), _unpack("e", row["packed_values"]), strict=True):
+    for position, value in zip(example.positions, example.values, strict=True):
         activations[position] = value
     return Example(
-        feature_index=row["feature_index"],
-        context_id=row["context_id"],
-        source=row["source"],
-        band=row["band"],
-        rank=row["rank"],
-        position=row["position"],
-        activation=row["activation"],
+        feature_index=example.feature_index,
+        context_id=example.context_id,
+        source=context["source"],
+        band=example.band,
+        rank=example.rank,
+        position=example.position,
+        activation=example.activation,
         tokens=tuple(token_texts(token_ids, vocabulary=vocabulary)),
         token_ids=token_ids,
         activations=tuple(activations),
+        copies=example.copies,
     )
 
 
@@ -336,16 +410,47 @@ def _token_weights(packed: bytes, *, vocabulary: Vocabulary) -> tuple[TokenWeigh
 def _packed_histogram(histogram: Histogram) -> bytes:
     if not histogram.counts:
         return b""
-    return struct.pack("<2d", histogram.edges[0], histogram.edges[-1]) + _pack("I", histogram.counts)
+    n_edges = struct.pack("<H", len(histogram.edges))
+    return n_edges + _pack("d", histogram.edges) + _pack("I", histogram.counts)
 
 
 def _unpacked_histogram(packed: bytes) -> Histogram:
     if not packed:
         return Histogram(edges=(), counts=())
-    low, high = struct.unpack_from("<2d", packed)
-    counts: tuple[int, ...] = _unpack("I", packed[16:])
-    inner = (low + (high - low) * i / len(counts) for i in range(1, len(counts)))
-    return Histogram(edges=(low, *inner, high), counts=counts)
+    (n_edges,) = struct.unpack_from("<H", packed)
+    counts = 2 + 8 * n_edges
+    return Histogram(edges=_unpack("d", packed[2:counts]), counts=_unpack("I", packed[counts:]))
+
+
+def _packed_samples(feature: Feature) -> bytes:
+    """How many firings were drawn (uint16), and for each of on, before, after: how many tokens (uint8), then (token_id
+    uint32, count uint16, share float32) of each."""
+    packed = [struct.pack("<H", feature.n_sampled)]
+    for tokens in (feature.tokens_on, feature.tokens_before, feature.tokens_after):
+        packed.append(struct.pack("<B", len(tokens)))
+        packed.append(_packed_rows("<IHf", ((t.token_id, t.count, t.share) for t in tokens)))
+    return b"".join(packed)
+
+
+def _unpacked_samples(packed: bytes, *, vocabulary: Vocabulary) -> dict[str, Any]:
+    if not packed:
+        return {}
+    found: dict[str, Any] = {"n_sampled": struct.unpack_from("<H", packed)[0]}
+    start, size = 2, struct.calcsize("<IHf")
+    for name in ("tokens_on", "tokens_before", "tokens_after"):
+        end = start + 1 + size * packed[start]
+        found[name] = tuple(
+            TokenShare(
+                token=token_texts([token_id], vocabulary=vocabulary)[0], token_id=token_id, count=count, share=share
+            )
+            for token_id, count, share in struct.iter_unpack("<IHf", packed[start + 1 : end])
+        )
+        start = end
+    return found
+
+
+def _packed_rows(form: str, rows: Iterable[tuple[float, ...]]) -> bytes:
+    return b"".join(struct.pack(form, *row) for row in rows)
 
 
 def _packed_pairs(pairs: Iterable[tuple[int, float]]) -> bytes:

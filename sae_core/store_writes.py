@@ -4,9 +4,9 @@
 
 1. the corpus (an older row of the same name and fingerprint is shared), and away with the index this one replaces;
 2. contexts, but for those another SAE's index has already stored;
-3. features;
-4. examples, noting the peak tokens of each feature's best;
-5. for each feature the text that a search looks in.
+3. features and their labels, but where somebody else has labelled them;
+4. examples;
+5. for each feature the text that a search looks in: its promoted tokens, and those that it fires on.
 
 Readers see the old state until the transaction commits.
 """
@@ -18,6 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from sae_core.errors import NotFoundError
+from sae_core.labels import AUTHOR, KIND
 from sae_core.records import (
     TOP_BAND,
     Context,
@@ -26,15 +27,16 @@ from sae_core.records import (
     IndexRecords,
     Label,
     ModelInfo,
-    PackedExample,
+    PackedExamples,
     SAEInfo,
     Vocabulary,
 )
 from sae_core.schema import contexts, corpora, examples, feature_texts, features, indexes, labels, models, saes
 from sae_core.store_rows import (
+    PackedExample,
     context_row,
     corpus_row,
-    example_row,
+    examples_row,
     feature_row,
     index_row,
     label_row,
@@ -43,6 +45,7 @@ from sae_core.store_rows import (
     sae_row,
     search_key,
     token_texts,
+    unpacked_examples,
     unpacked_token_ids,
 )
 
@@ -77,10 +80,10 @@ def insert_index(connection: sa.Connection, records: IndexRecords, *, sae_id: in
     row = index_row(records.info, sae_id=sae_id, corpus_id=corpus_id)
     index_id = _inserted_id(connection, indexes, row)
     token_ids = _inserted_contexts(connection, records.contexts, corpus_id=corpus_id)
-    texts = _inserted_features(connection, records.features, index_id=index_id, vocabulary=vocabulary)
-    for feature_index, context_id, position in _inserted_examples(connection, records.examples, index_id=index_id):
-        ids = unpacked_token_ids(token_ids[context_id])
-        texts[feature_index].append(peak_text(ids, position, vocabulary=vocabulary))
+    texts = _inserted_features(connection, records.features, sae_id=sae_id, index_id=index_id, vocabulary=vocabulary)
+    for example in _inserted_examples(connection, records.examples, index_id=index_id):
+        ids = unpacked_token_ids(token_ids[example.context_id])
+        texts[example.feature_index].append(peak_text(ids, example.position, vocabulary=vocabulary))
     rows = (
         {
             "index_id": index_id,
@@ -149,27 +152,39 @@ def _inserted_contexts(connection: sa.Connection, new: Iterable[Context], *, cor
 
 
 def _inserted_features(
-    connection: sa.Connection, new: Iterable[Feature], *, index_id: int, vocabulary: Vocabulary
+    connection: sa.Connection, new: Iterable[Feature], *, sae_id: int, index_id: int, vocabulary: Vocabulary
 ) -> dict[int, list[str]]:
-    """The texts of each feature's promoted tokens."""
+    """The texts of each feature's promoted tokens and of those that it fires on."""
+    own = (labels.c.sae_id == sae_id, labels.c.kind == KIND)
+    connection.execute(sa.delete(labels).where(*own, labels.c.author == AUTHOR))
+    taken = set(connection.scalars(sa.select(labels.c.feature_index).where(*own)))
     texts: dict[int, list[str]] = {}
     for chunk in _chunks(new):
         connection.execute(sa.insert(features), [feature_row(feature, index_id=index_id) for feature in chunk])
+        labelled = [
+            label_row(feature.feature_index, feature.label, sae_id=sae_id)
+            for feature in chunk
+            if feature.label is not None and feature.feature_index not in taken
+        ]
+        if labelled:
+            connection.execute(sa.insert(labels), labelled)
         for feature in chunk:
-            promoted = ([token.token_id] for token in feature.promoted_tokens)
-            texts[feature.feature_index] = [token_texts(ids, vocabulary=vocabulary)[0] for ids in promoted]
+            tokens = (*feature.promoted_tokens, *feature.tokens_on)
+            texts[feature.feature_index] = [token_texts([t.token_id], vocabulary=vocabulary)[0] for t in tokens]
     return texts
 
 
 def _inserted_examples(
-    connection: sa.Connection, new: Iterable[PackedExample], *, index_id: int
-) -> Iterator[tuple[int, int, int]]:
-    """(feature_index, context_id, position) of the examples in which a search looks."""
+    connection: sa.Connection, new: Iterable[PackedExamples], *, index_id: int
+) -> Iterator[PackedExample]:
+    """The examples in which a search looks."""
     for chunk in _chunks(new):
-        connection.execute(sa.insert(examples), [example_row(example, index_id=index_id) for example in chunk])
-        for example in chunk:
-            if example.band == TOP_BAND and example.rank < SEARCHED_EXAMPLES:
-                yield example.feature_index, example.context_id, example.position
+        rows = [examples_row(its_examples, index_id=index_id) for its_examples in chunk]
+        connection.execute(sa.insert(examples), rows)
+        for row in rows:
+            for example in unpacked_examples(row["feature_index"], row["packed"])[:SEARCHED_EXAMPLES]:
+                if example.band == TOP_BAND:
+                    yield example
 
 
 def _inserted_id(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> int:

@@ -28,19 +28,19 @@ import torch
 
 from sae_core.activation_cache import ActivationCache, CachingFiller
 from sae_core.activations import Batch, Filler, ModelFiller, Place, Watch, batches
+from sae_core.arguments import add_train_arguments, train_config
 from sae_core.config import TrainConfig, check_slug
 from sae_core.corpus import iter_documents
-from sae_core.errors import ConfigError, ModelError, OutOfMemoryError, RanksError, SaescopeError
+from sae_core.errors import ConfigError, ModelError, NotFoundError, OutOfMemoryError, RanksError, SaescopeError
 from sae_core.fit import Trainee, check_ranks
 from sae_core.memory import check_memory, is_out_of_memory
 from sae_core.model import LanguageModel, choose_device, load_model, load_outline
 from sae_core.progress import StopRequest, progress_bar, say, stop_request
 from sae_core.ranks import MODES, Ranks, joined_ranks, spoken_by_first
 from sae_core.records import ModelInfo, SAEInfo
-from sae_core.run_folder import RunFolder
+from sae_core.run_folder import CONFIG_FILE, RunFolder
 from sae_core.sae import WEIGHTS_FILE
 from sae_core.tokens import Framing, TokenContext, check_corpus, framing, iter_contexts, shuffled
-from sae_core.train_arguments import add_train_arguments, train_config
 
 # What SAEs that are trained on one pass must have in common: it decides which batches there are.
 _SHARED = (
@@ -294,6 +294,14 @@ def _rank_lost() -> RanksError:
         "Another process of this job ended or cannot be reached, so this one stops too; start the same command again, "
         "it goes on from the last checkpoint."
     )
+
+
+def trained(folder: Path) -> SAEInfo:
+    """The SAE of a finished run's folder. Raises NotFoundError if there is none."""
+    if not (folder / CONFIG_FILE).exists() or not (folder / WEIGHTS_FILE).exists():
+        raise NotFoundError(f"There is no trained SAE in {folder}; train it first, or name another --home.")
+    config = TrainConfig.load(folder / CONFIG_FILE)
+    return _info(folder, config, load_outline(config.model, dtype=config.dtype).info)
 
 
 def _info(folder: Path, config: TrainConfig, model: ModelInfo) -> SAEInfo:

@@ -11,11 +11,12 @@ import struct
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
+from sae_core.bands import BINS, N_BANDS, bin_edges
 from sae_core.metrics import cosine_histogram
 from sae_core.records import (
-    N_BANDS,
     RANDOM_BAND,
     TOP_BAND,
+    CoactiveFeature,
     Context,
     CorpusInfo,
     Feature,
@@ -26,12 +27,15 @@ from sae_core.records import (
     Label,
     ModelInfo,
     NearestFeature,
-    PackedExample,
+    PositionShare,
     SAEInfo,
+    TokenShare,
     TokenWeight,
     Vocabulary,
 )
 from sae_core.store import Store
+from sae_core.store_rows import PackedExample
+from tests.packed import packed
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, 890123, tzinfo=UTC)
 N_FEATURES = 300
@@ -123,9 +127,18 @@ def _make_feature(number: int, *, n: int, n_tokens: int, rng: random.Random, voc
             for rank, token in enumerate(chosen)
         )
 
+    def shares() -> tuple[TokenShare, ...]:
+        chosen = rng.sample(range(258, len(vocabulary.tokens)), 3)
+        return tuple(
+            TokenShare(
+                token=vocabulary.tokens[token].decode("utf-8", "replace"), token_id=token, count=3 - i, share=0.5 / 2**i
+            )
+            for i, token in enumerate(chosen)
+        )
+
     n_active = 0 if number % 10 == 3 else n_tokens // 4 if number % 50 == 7 else rng.randrange(1, 40)
     top = 0.0 if n_active == 0 else rng.randrange(4, 80) / 4
-    counts = tuple(rng.randrange(9) for _ in range(10)) if n_active else ()
+    counts = tuple(rng.randrange(9) for _ in range(BINS)) if n_active else ()
     return Feature(
         feature_index=number,
         density=n_active / n_tokens,
@@ -133,11 +146,21 @@ def _make_feature(number: int, *, n: int, n_tokens: int, rng: random.Random, voc
         max_activation=top,
         mean_activation=top / 2,
         encoder_decoder_cosine=rng.randrange(100) / 128,
-        histogram=Histogram(edges=tuple(top * i / 10 for i in range(11)) if n_active else (), counts=counts),
+        histogram=Histogram(edges=bin_edges(top) if n_active else (), counts=counts),
         band_shares=(0.4, 0.3, 0.2, 0.06, 0.04) if n_active else (),
         promoted_tokens=weights(1.0) if n_active else (),
         suppressed_tokens=weights(-1.0) if n_active else (),
         nearest=tuple(NearestFeature(feature_index=(number + step) % n, cosine=0.75 / step) for step in (1, 2, 3)),
+        mean_square=top * top / 4,
+        encoder_norm=1.5,
+        decoder_norm=1.0,
+        profile=(PositionShare(first=1, last=1, density=0.125, share=0.25),) if n_active else (),
+        n_sampled=min(n_active, 100),
+        tokens_on=shares() if n_active else (),
+        tokens_before=shares() if n_active else (),
+        tokens_after=shares() if n_active else (),
+        promoted_share=0.25 if n_active else None,
+        coactive=(CoactiveFeature(feature_index=(number + 5) % n, together=17, jaccard=0.5),) if n_active else (),
     )
 
 
@@ -160,7 +183,7 @@ def make_examples(
             if band == TOP_BAND:
                 peak *= 1 - rank / 16
             elif band <= N_BANDS:
-                peak *= (band - 0.5) / N_BANDS
+                peak *= 0.75 * 2.0 ** (band - N_BANDS)
             positions = sorted(rng.sample(range(1, size), min(4, size - 1)))
             position = rng.choice(positions)
             values = [peak if p == position else peak / 4 for p in positions]
@@ -174,8 +197,9 @@ def make_examples(
                     rank=rank,
                     position=position,
                     activation=peak,
-                    positions=struct.pack(f"<{len(positions)}H", *positions),
-                    values=struct.pack(f"<{len(values)}e", *values),
+                    copies=1 + rank % 3 if band == TOP_BAND else 0,
+                    positions=tuple(positions),
+                    values=tuple(values),
                 )
             )
     return examples
@@ -235,7 +259,7 @@ def make_records(
         ),
         contexts=contexts,
         features=features,
-        examples=make_examples(features, contexts, seed=seed),
+        examples=packed(make_examples(features, contexts, seed=seed)),
     )
 
 

@@ -214,6 +214,38 @@ def test_ctrl_c_between_training_and_the_database_loses_nothing(
     assert "The SAE is ready" in capsys.readouterr().out
 
 
+def test_shards_of_an_index_are_merged_by_commands(
+    model_folder: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(train_arguments(model_folder, corpus)) == 0
+    index = ["index", "mine", "--corpus", str(corpus), "--text-field", "body"]
+    assert cli.main([*index, "--shard", "1/2"]) == 0
+    assert cli.main([*index, "--merge"]) == 2
+    assert "--shard 2/2" in capsys.readouterr().err
+    # The second without a database, as torchrun would start it.
+    home = str(tmp_path / "home")
+    done = subprocess.run(
+        [sys.executable, "-m", "sae_core.index", *index[1:], "--home", home],
+        cwd=ROOT,
+        env={**os.environ, "RANK": "1", "WORLD_SIZE": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Shard 2 of 2 is gathered" in done.stdout
+    assert cli.main([*index, "--merge"]) == 0
+    assert "FVU" in capsys.readouterr().out
+    store = Store.open(f"sqlite:///{home}/saescope.db")
+    merged = store.feature("mine", 1)
+    assert cli.main(index) == 0  # what was merged is all that there is to gather
+    again = store.feature("mine", 1)
+    store.close()
+    assert again.examples == merged.examples and again.feature.n_active == merged.feature.n_active > 0
+    assert cli.main([*index, "--merge", "--shard", "1/2"]) == 2
+    assert cli.main([*index, "--shard", "3/2"]) == 2
+
+
 class running:
     """A saescope server as a process of its own, on a free port; gives its address."""
 

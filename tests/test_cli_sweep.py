@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from app import cli
+from sae_core.arguments import sweep_configs
 from sae_core.config import TrainConfig
 from sae_core.errors import ConfigError
 from sae_core.store import Store
 from sae_core.train import default_slug
-from sae_core.train_arguments import sweep_configs
 from tests.tiny import TEXTS, save_tiny_model
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from app.examples import STEPS, band_range, example_view, one_line, step, token_views, with_signs
+from app.examples import example_groups, example_view, one_line, step, token_views, with_signs
 from sae_core.records import Example
 from sae_core.store import Store
 
@@ -94,10 +94,11 @@ def test_source_is_shown_by_its_end() -> None:
     assert example_view(dataclasses.replace(make_example(["a"]), source="a.txt"), scale=1).short_source == "a.txt"
 
 
-def test_bands_are_fifths_of_the_maximum(store: Store) -> None:
-    feature = store.feature("demo", 0).feature
-    assert band_range(feature, 5)[1] == pytest.approx(feature.max_activation)
-    assert [band_range(feature, band)[0] for band in range(1, 6)] == pytest.approx(
-        [feature.max_activation * i / 5 for i in range(5)]
-    )
-    assert STEPS % 5 == 0  # so that a band is a whole number of steps
+def test_bands_are_titled_by_their_activations(store: Store) -> None:
+    detail = store.feature("demo", 0)
+    feature = dataclasses.replace(detail.feature, max_activation=11.5)
+    titles = [group.title for group in example_groups(feature, detail.examples)]
+    assert titles == ["Top examples", "8 to 11.5", "4 to 8", "2 to 4", "1 to 2", "Below 1", "Random firings"]
+    older = dataclasses.replace(feature, mean_square=None)  # from an index made before revision 0003: fifths
+    titles = [group.title for group in example_groups(older, detail.examples)]
+    assert titles[1:-1] == ["9.2 to 11.5", "6.9 to 9.2", "4.6 to 6.9", "2.3 to 4.6", "Below 2.3"]

@@ -9,6 +9,7 @@ from urllib.parse import urljoin
 import pytest
 from starlette.testclient import TestClient
 
+from app.examples import example_groups
 from sae_core.records import TOP_BAND, IndexMetrics
 from sae_core.store import Store
 from tests.app.fake_prober import FakeProber
@@ -223,9 +224,11 @@ def test_feature_page_shows_every_example_as_stored(client: TestClient, store: S
     page = client.get("/saes/demo/features/0").text
     order = [example for band in (TOP_BAND, 5, 4, 3, 2, 1, 6) for example in detail.examples if example.band == band]
     assert tokens_of(page) == ["".join(example.tokens) for example in order]
-    for title in ("Top examples", "80–100% of max", "0–20% of max", "Random firings", "words for a spouse"):
+    groups = example_groups(detail.feature, detail.examples)
+    strongest, weakest = groups[1].title, groups[5].title
+    for title in ("Top examples", strongest, weakest, "Random firings", "words for a spouse"):
         assert title in page
-    assert page.index("80–100% of max") < page.index("0–20% of max") < page.index("Random firings")
+    assert page.index(strongest) < page.index(weakest) < page.index("Random firings")
 
 
 def test_feature_page_and_its_twin_say_the_same(client: TestClient) -> None:

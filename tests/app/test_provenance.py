@@ -7,8 +7,8 @@ import pytest
 
 from app import provenance
 from app.cli import make_parser
+from sae_core.arguments import train_config
 from sae_core.config import TrainConfig
-from sae_core.train_arguments import train_config
 from tests.factories import make_records, make_sae
 
 

@@ -1,10 +1,12 @@
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from sae_core.collect import BestK
+from sae_core.collect import KEY, BestK, random_keys
+
+Stream = list[tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint64]]]
 
 
 @dataclass
@@ -12,126 +14,123 @@ class SlowBestK:
     """Everything that was offered, sorted when asked."""
 
     k: int
-    offered: dict[int, list[tuple[float, list[int]]]] = field(default_factory=dict)
+    distinct: bool = False
+    offered: dict[int, list[tuple[int, list[int]]]] = field(default_factory=dict)
 
-    def offer(self, groups: Tensor, keys: Tensor, payload: Tensor) -> None:
+    def offer(self, groups: NDArray[np.int64], keys: NDArray[np.uint64], payload: NDArray[np.uint64]) -> None:
         for group, key, integers in zip(groups.tolist(), keys.tolist(), payload.tolist(), strict=True):
             self.offered.setdefault(group, []).append((key, integers))
 
-    def entries(self) -> list[tuple[int, int, list[int]]]:
-        return [
-            (group, rank, integers)
-            for group in sorted(self.offered)
-            # A stable sort: of equal keys the earlier stands first.
-            for rank, (_, integers) in enumerate(sorted(self.offered[group], key=lambda pair: -pair[0])[: self.k])
-        ]
+    def entries(self) -> list[tuple[int, int, int, list[int]]]:
+        found = []
+        for group in sorted(self.offered):
+            best: list[tuple[int, list[int]]] = []
+            for key, integers in sorted(self.offered[group], reverse=True):
+                if not self.distinct or all(integers[-1] != kept[-1] for _, kept in best):
+                    best.append((key, integers))
+            found += [(group, rank, key, integers) for rank, (key, integers) in enumerate(best[: self.k])]
+        return found
 
 
-def entries(collector: BestK) -> list[tuple[int, int, list[int]]]:
+def entries(collector: BestK, first: int = 0, last: int | None = None) -> list[tuple[int, int, int, list[int]]]:
+    return list(zip(*(column.tolist() for column in collector.entries(first, last)), strict=True))
+
+
+def random_stream(*, seed: int, n_groups: int, n_offers: int, size: int, n_texts: int = 1 << 62) -> Stream:
+    """Batches of candidates with keys that never repeat; the last integer of their payload repeats if so asked."""
+    rng = np.random.default_rng(seed)
+    keys = rng.permutation(np.arange(1, n_offers * size + 1)).astype(np.uint64) << np.uint64(40)
     return [
-        (group, rank, integers)
-        for group, rank, integers in zip(*(column.tolist() for column in collector.entries()), strict=True)
+        (
+            rng.integers(n_groups, size=size),
+            keys[offer * size : (offer + 1) * size],
+            rng.integers(n_texts, size=(size, 2)).astype(np.uint64),
+        )
+        for offer in range(n_offers)
     ]
 
 
-def offer_all(collector: BestK | SlowBestK, stream: list[tuple[Tensor, Tensor, Tensor]]) -> None:
-    for groups, keys, payload in stream:
-        collector.offer(groups, keys, payload)
+SHAPES = [(1, 10, 7), (200, 10, 200), (20, 30, 50), (5, 40, 1), (3, 2, 400)]
 
 
-def random_stream(
-    *, seed: int, n_groups: int, n_offers: int, size: int, distinct_keys: int | None
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Batches of candidates whose payload is their number in the stream, and its square; keys repeat if so asked."""
-    generator = torch.Generator().manual_seed(seed)
-    stream = []
-    for offer in range(n_offers):
-        groups = torch.randint(n_groups, (size,), generator=generator)
-        if distinct_keys is None:
-            keys = torch.randn(size, generator=generator)
-        else:
-            keys = torch.randint(distinct_keys, (size,), generator=generator).float()
-        number = offer * size + torch.arange(size)
-        stream.append((groups, keys, torch.stack([number, number**2], dim=1)))
-    return stream
-
-
-@pytest.mark.parametrize("k", [1, 3, 20])
-@pytest.mark.parametrize(
-    ("n_groups", "n_offers", "size", "distinct_keys"),
-    [(1, 10, 7, None), (200, 10, 200, None), (20, 30, 50, 4), (5, 40, 1, 2), (3, 2, 400, 3)],
-    ids=["one-group", "many-groups", "few-keys", "one-at-a-time", "large-offers"],
-)
+@pytest.mark.parametrize("k", [1, 2, 3, 20])
+@pytest.mark.parametrize(("n_groups", "n_offers", "size"), SHAPES)
+@pytest.mark.parametrize("distinct", [False, True], ids=["all", "distinct"])
 def test_the_best_k_of_a_random_stream_are_those_of_a_plain_sort(
-    k: int, n_groups: int, n_offers: int, size: int, distinct_keys: int | None
+    k: int, n_groups: int, n_offers: int, size: int, distinct: bool
 ) -> None:
-    fast, slow = BestK(n_groups=n_groups, k=k, payload_size=2), SlowBestK(k)
     for seed in range(3):
-        stream = random_stream(seed=seed, n_groups=n_groups, n_offers=n_offers, size=size, distinct_keys=distinct_keys)
-        offer_all(fast, stream)
-        offer_all(slow, stream)
-
+        fast = BestK(n_groups=n_groups, k=k, payload_size=2, distinct=distinct)
+        slow = SlowBestK(k, distinct)
+        for offer in random_stream(seed=seed, n_groups=n_groups, n_offers=n_offers, size=size, n_texts=9):
+            fast.offer(*offer)
+            slow.offer(*offer)
         assert entries(fast) == slow.entries()
 
 
-def test_of_equal_keys_the_earlier_offered_stays_within_and_across_offers() -> None:
-    collector = BestK(n_groups=1, k=2, payload_size=1)
-    group = torch.zeros(3, dtype=torch.int64)
+@pytest.mark.parametrize("distinct", [False, True], ids=["all", "distinct"])
+def test_order_and_parts_do_not_show(distinct: bool) -> None:
+    stream = random_stream(seed=1, n_groups=7, n_offers=12, size=60, n_texts=12)
+    whole, backwards, first, second = (BestK(n_groups=7, k=6, payload_size=2, distinct=distinct) for _ in range(4))
+    for number, offer in enumerate(stream):
+        whole.offer(*offer)
+        (first if number < 5 else second).offer(*offer)
+    for offer in reversed(stream):
+        backwards.offer(*(column[::-1].copy() for column in offer))
+    first.merge(second)
 
-    collector.offer(group, torch.tensor([1.0, 1.0, 1.0]), torch.tensor([[10], [11], [12]]))
-    collector.offer(group, torch.tensor([1.0, 2.0, 1.0]), torch.tensor([[20], [21], [22]]))
-
-    assert entries(collector) == [(0, 0, [21]), (0, 1, [10])]
+    assert entries(whole) == entries(backwards) == entries(first)
 
 
-def test_a_group_with_fewer_candidates_than_k_has_only_those() -> None:
-    collector = BestK(n_groups=4, k=5, payload_size=1)
+def test_entries_of_some_groups_are_those_of_all() -> None:
+    collector = BestK(n_groups=9, k=3, payload_size=2)
+    for offer in random_stream(seed=2, n_groups=9, n_offers=3, size=9):
+        collector.offer(*offer)
 
-    collector.offer(torch.tensor([3, 1, 3]), torch.tensor([0.5, -2.0, 0.7]), torch.tensor([[1], [2], [3]]))
-
-    assert entries(collector) == [(1, 0, [2]), (3, 0, [3]), (3, 1, [1])]
+    assert entries(collector, 2, 5) == [entry for entry in entries(collector) if 2 <= entry[0] < 5]
 
 
 def test_nothing_offered_is_nothing_kept() -> None:
     collector = BestK(n_groups=3, k=2, payload_size=4)
-    collector.offer(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0, 4, dtype=torch.int64))
+    collector.offer(np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros((0, 4), np.uint64))
 
-    groups, ranks, payload = collector.entries()
+    groups, ranks, keys, payload = collector.entries()
 
-    assert (len(groups), len(ranks), tuple(payload.shape)) == (0, 0, (0, 4))
-
-
-def test_keys_fall_with_the_rank_and_the_threshold_is_the_last_of_them() -> None:
-    collector = BestK(n_groups=30, k=4, payload_size=2)
-    offer_all(collector, random_stream(seed=5, n_groups=30, n_offers=10, size=100, distinct_keys=None))
-
-    assert bool((collector.keys.diff(dim=1) <= 0).all())
-    assert torch.equal(collector.thresholds, collector.keys[:, -1])
+    assert (len(groups), len(ranks), len(keys), payload.shape) == (0, 0, 0, (0, 4))
 
 
-def test_large_payloads_stay_exact() -> None:
-    collector = BestK(n_groups=1, k=1, payload_size=2)
+def test_numbers_of_64_bits_stay_exact() -> None:
+    collector = BestK(n_groups=1, k=2, payload_size=2)
+    large = np.array([[2**53 + 1, 2**64 - 1], [5, 2**63 + 1]], np.uint64)
 
-    collector.offer(torch.tensor([0]), torch.tensor([1.0]), torch.tensor([[2**53 + 1, -(2**62)]]))
+    collector.offer(np.zeros(2, np.int64), np.array([2**64 - 2, 2**64 - 1], np.uint64), large)
 
-    assert entries(collector) == [(0, 0, [2**53 + 1, -(2**62)])]
+    assert entries(collector) == [(0, 0, 2**64 - 1, [5, 2**63 + 1]), (0, 1, 2**64 - 2, [2**53 + 1, 2**64 - 1])]
 
 
-def test_uniform_keys_give_every_candidate_the_same_chance() -> None:
-    """Each group is a repeat: 40 candidates, 8 kept. Early and late ones must be kept equally often."""
+def test_random_keys_are_those_of_the_candidate_and_never_empty() -> None:
+    places = np.arange(1000, dtype=np.uint64)
+    keys = random_keys(np.uint64(3), places, np.uint64(8))
+
+    assert keys.tolist() == random_keys(np.uint64(3), places, np.uint64(8)).tolist()
+    assert len(np.unique(keys)) == 1000 and keys.min() > 0
+    for other in (random_keys(np.uint64(4), places, np.uint64(8)), random_keys(np.uint64(3), places, np.uint64(9))):
+        assert not np.any(other == keys)
+
+
+def test_random_keys_give_every_candidate_the_same_chance() -> None:
+    """Each group is a repeat: 40 candidates, 8 kept. All of them must be kept equally often."""
     n_groups, n_candidates, k = 4000, 40, 8
-    generator = torch.Generator().manual_seed(3)
     collector = BestK(n_groups=n_groups, k=k, payload_size=1)
-    for candidate in range(n_candidates):
-        collector.offer(
-            torch.arange(n_groups),
-            torch.rand(n_groups, generator=generator),
-            torch.full((n_groups, 1), candidate),
-        )
+    places = np.arange(n_candidates, dtype=np.uint64)
+    for group in range(n_groups):
+        keys = random_keys(np.uint64(0), places, np.uint64(group))
+        collector.offer(np.full(n_candidates, group), keys, places[:, None].copy())
 
-    kept = torch.bincount(collector.payload.flatten(), minlength=n_candidates).double()
+    kept = np.bincount(collector.entries()[3].ravel().astype(np.int64), minlength=n_candidates)
 
     expected = n_groups * k / n_candidates
     variance = n_groups * (k / n_candidates) * (1 - k / n_candidates)
-    deviation = float(((kept - expected).square() / variance).sum())  # about chi-square with 39 degrees of freedom
+    deviation = float(((kept - expected) ** 2 / variance).sum())  # about chi-square with 39 degrees of freedom
     assert 12 < deviation < 80
+    assert collector.slots[:, :, KEY].min() > 0

@@ -89,7 +89,7 @@ def measured_slowly(info: SAEInfo, model: LanguageModel, config: IndexConfig, *,
     truth: dict[str, list[Tensor]] = {"x": [], "acts": [], "x_hat": []}
     losses: dict[str, list[float]] = {"own": [], "sae": [], "zeros": []}
     kl: list[float] = []
-    for context in read_contexts(subject, config):
+    for context in read_contexts(subject, config, scratch=Path(info.weights_path)):
         ids = torch.from_numpy(context.token_ids)[None]
         counted = ~torch.isin(ids[0], special)  # the only prefix is BOS, which is special
         seen: list[Tensor] = []
@@ -194,7 +194,7 @@ def test_losses_and_kl_are_those_of_each_context_alone(evaluation: Evaluation, t
 
 def test_an_index_stores_what_an_evaluation_finds(info: SAEInfo, corpus: Path, tmp_path: Path) -> None:
     found = evaluate(info, config_of(corpus))
-    records = build_index(info, config_of(corpus), scratch=tmp_path)
+    records = build_index(info, config_of(corpus), home=tmp_path)
 
     assert found is not None and records is not None
     assert records.info.metrics == found.metrics
@@ -258,13 +258,13 @@ def test_a_target_that_the_model_does_not_have_is_said(info: SAEInfo, corpus: Pa
 
 
 def test_the_sample_is_spread_over_the_corpus(
-    info: SAEInfo, corpus: Path, truth: Truth, monkeypatch: pytest.MonkeyPatch
+    info: SAEInfo, corpus: Path, truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seven of the contexts, the first of each seventh."""
     monkeypatch.setattr(evaluate_module, "CE_CONTEXTS", 7)
     config = config_of(corpus)
     subject = load_subject(info, config)
-    contexts = read_contexts(subject, config)
+    contexts = read_contexts(subject, config, scratch=tmp_path)
     lengths = []
     for context in contexts:
         counted = ~torch.isin(torch.from_numpy(context.token_ids), torch.tensor(sorted(subject.frame.special_ids)))
@@ -359,4 +359,4 @@ def test_a_stop_between_batches_gives_nothing(
 
     monkeypatch.setattr(evaluate_module, "stop_request", asked)
     assert evaluate(info, config_of(corpus)) is None
-    assert build_index(info, config_of(corpus), scratch=tmp_path) is None
+    assert build_index(info, config_of(corpus), home=tmp_path) is None

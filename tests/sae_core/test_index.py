@@ -1,18 +1,24 @@
 """The index against brute force: every number from the plain transformers forward and a dense encode."""
 
 import dataclasses
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from sae_core import evidence
+from sae_core.bands import N_BANDS
 from sae_core.config import IndexConfig
 from sae_core.errors import CorpusError, WeightsError
+from sae_core.evaluate import load_subject, read_contexts
 from sae_core.index import build_index
 from sae_core.model import LanguageModel, load_model
-from sae_core.records import N_BANDS, RANDOM_BAND, TOP_BAND, Context, Feature, IndexRecords, PackedExample, SAEInfo
+from sae_core.records import RANDOM_BAND, TOP_BAND, Context, Feature, IndexRecords, SAEInfo
+from sae_core.store_rows import PackedExample
+from tests.factories import NOW
+from tests.packed import plain
 from tests.planted import dense_encode, random_sae, save_sae, token_detectors
 from tests.tiny import TEXTS
 
@@ -26,6 +32,7 @@ class Built:
     info: SAEInfo
     records: IndexRecords
     contexts: list[Context]
+    all_ids: list[list[int]]  # the tokens of every context of the corpus
     features: list[Feature]
     examples: list[PackedExample]
     acts: torch.Tensor  # (n_tokens, D_SAE) dense feature_acts of every token that counts
@@ -53,17 +60,19 @@ def built(model: LanguageModel, corpus: Path, tmp_path_factory: pytest.TempPathF
         sae.b_enc[7] = -1e6  # a dead feature
     info = save_sae(sae, folder / "random", model, layer=1, hook="resid_post", context_size=CONTEXT_SIZE)
     config = IndexConfig(slug="random", corpus=(str(corpus),), tokens=None, batch_contexts=5, nearest_features=3)
-    records = build_index(info, config, scratch=folder)
+    records = build_index(info, config, home=folder)
     assert records is not None
     contexts, features = list(records.contexts), list(records.features)
     acts, where = [], []
-    for context in contexts:
-        ids = np.frombuffer(context.token_ids, dtype="<u4").astype(np.int64)
+    corpus_contexts = read_contexts(load_subject(info, config), config, scratch=folder)
+    for number, context in enumerate(corpus_contexts):
+        ids = context.token_ids
         with torch.inference_mode():
             hidden = model.module(torch.from_numpy(ids)[None], output_hidden_states=True).hidden_states[2][0]
             acts.append(dense_encode(sae, hidden[1:]))  # token 0 is BOS
-        where += [(context.context_id, position) for position in range(1, len(ids))]
-    return Built(info, records, contexts, features, list(records.examples), torch.cat(acts), where)
+        where += [(number, position) for position in range(1, len(ids))]
+    all_ids = [context.token_ids.tolist() for context in corpus_contexts]
+    return Built(info, records, contexts, all_ids, features, plain(records.examples), torch.cat(acts), where)
 
 
 def test_statistics_equal_those_of_the_dense_activations(built: Built) -> None:
@@ -93,8 +102,13 @@ def test_metrics_of_the_whole_equal_their_formulas(built: Built) -> None:
     assert metrics.ce_recovered is None or metrics.ce_recovered < 1
 
 
+def text_around(ids: list[int], position: int) -> tuple[int, ...]:
+    padded = [-1] * 8 + ids + [-1]
+    return tuple(padded[position : position + 10])
+
+
 def test_top_examples_are_the_contexts_with_the_largest_peaks_each_text_once(built: Built) -> None:
-    ids_of = {c.context_id: np.frombuffer(c.token_ids, dtype="<u4").tolist() for c in built.contexts}
+    ids_of = built.all_ids
     for i in range(D_SAE):
         peaks: dict[int, tuple[float, int]] = {}
         for (context, position), value in zip(built.where, built.acts[:, i].tolist(), strict=True):
@@ -102,47 +116,51 @@ def test_top_examples_are_the_contexts_with_the_largest_peaks_each_text_once(bui
                 peaks[context] = (value, position)
         strongest = sorted(((value, -context, position) for context, (value, position) in peaks.items()), reverse=True)
         texts: dict[tuple[int, ...], float] = {}
-        for value, context, position in strongest[:40]:
-            text = tuple([-1] * max(0, 8 - position) + ids_of[-context][max(0, position - 8) : position + 2])
-            texts.setdefault(text, value)
+        for value, context, position in strongest:
+            texts.setdefault(text_around(ids_of[-context], position), value)
         expected = list(texts.values())[:20]
         top = [e for e in built.examples if e.feature_index == i and e.band == TOP_BAND]
         assert [e.rank for e in top] == list(range(len(expected)))
         assert [e.activation for e in top] == pytest.approx(expected, rel=1e-3)
         assert len({e.context_id for e in top}) == len(top)
+        for example in top:
+            copies = [text_around(ids, position) for ids in ids_of for position in range(len(ids))]
+            assert example.copies == copies.count(text_around(ids_of[example.context_id], example.position)) >= 1
 
 
 def test_every_examples_activations_equal_the_plain_forward_and_dense_encode(built: Built) -> None:
     truth = {place: row for row, place in enumerate(built.where)}
     for example in built.examples:
-        positions = np.frombuffer(example.positions, dtype="<u2")
-        values = np.frombuffer(example.values, dtype="<f2").astype(np.float32)
         expected = {
             position: float(built.acts[row, example.feature_index])
             for (context, position), row in truth.items()
             if context == example.context_id and built.acts[row, example.feature_index] > 0
         }
-        assert positions.tolist() == sorted(expected)
-        assert values == pytest.approx([expected[p] for p in positions.tolist()], rel=1e-3)
+        assert list(example.positions) == sorted(expected)
+        assert list(example.values) == pytest.approx([expected[p] for p in example.positions], rel=1e-3)
         assert example.activation == pytest.approx(expected[example.position], rel=1e-3)
 
 
 def test_band_samples_lie_in_their_bands_and_shares_are_exact(built: Built) -> None:
     for i, feature in enumerate(built.features):
-        values = built.acts[:, i][built.acts[:, i] > 0]
-        bands = (values / feature.max_activation * N_BANDS).ceil().clamp(1, N_BANDS) if len(values) else values
+        values = built.acts[:, i][built.acts[:, i] > 0].numpy()
+        edges = feature.band_edges
         for band in range(1, N_BANDS + 1):
-            count = int((bands == band).sum())
-            assert feature.band_shares[band - 1] * max(len(values), 1) == pytest.approx(count, abs=1.01)
+            low, high = edges[band - 1], edges[band]
+            count = int(((values >= low) & (values < high)).sum())
+            on_edge = (
+                int((np.abs(values / max(low, 1e-30) - 1) < 1e-4).sum()) + int((np.abs(values / high - 1) < 1e-4).sum())
+                if len(values)
+                else 0
+            )
+            assert abs(feature.band_shares[band - 1] * max(len(values), 1) - count) <= on_edge + 1e-6
             sample = [e for e in built.examples if e.feature_index == i and e.band == band]
-            assert abs(len(sample) - min(5, count)) <= 1  # a value on the edge may fall either way in float32
-            for example in sample:
-                share = example.activation / feature.max_activation
-                assert (band - 1) / N_BANDS - 1e-3 < share <= band / N_BANDS + 1e-3
+            assert abs(len(sample) - min(5, count)) <= on_edge
+            assert all(low <= e.activation < high for e in sample)
         if len(values):
             assert sum(feature.histogram.counts) == len(values)
-            reference, _ = np.histogram(values.numpy(), bins=np.array(feature.histogram.edges))
-            assert np.abs(np.array(feature.histogram.counts) - reference).sum() <= 4  # edges in float32
+            reference, _ = np.histogram(values, bins=np.array(feature.histogram.edges))
+            assert np.abs(np.array(feature.histogram.counts) - reference).sum() <= 4  # values on an edge
         else:
             assert feature.histogram.counts == ()
 
@@ -154,11 +172,72 @@ def test_random_firings_are_firings_and_as_many_as_there_are_up_to_ten(built: Bu
         assert len({(e.context_id, e.position) for e in sample}) == len(sample)
 
 
-def test_contexts_are_stored_once_and_cover_the_corpus(built: Built) -> None:
-    assert [c.context_id for c in built.contexts] == list(range(len(built.contexts)))
-    assert built.records.info.corpus.n_contexts == len(built.contexts)
+def test_contexts_are_those_that_examples_point_at(built: Built) -> None:
+    numbers = [c.context_id for c in built.contexts]
+    assert numbers == sorted({e.context_id for e in built.examples})
+    assert built.records.info.corpus.n_contexts >= len(numbers)
     assert {Path(c.source).suffix for c in built.contexts} == {".txt"}
     assert max(len(c.token_ids) // 4 for c in built.contexts) <= CONTEXT_SIZE
+
+
+def test_tokens_at_before_and_after_are_those_of_all_firings_where_all_are_sampled(built: Built) -> None:
+    ids_of = built.all_ids
+    n_checked = 0
+    for i, feature in enumerate(built.features):
+        rows = built.acts[:, i].nonzero().squeeze(1).tolist()
+        assert feature.n_sampled == min(len(rows), 100)
+        if not 0 < len(rows) <= 100:
+            continue
+        n_checked += 1
+        total = float(built.acts[rows, i].sum())
+        for name, step in (("tokens_on", 0), ("tokens_before", -1), ("tokens_after", 1)):
+            counts: Counter[int] = Counter()
+            sums: Counter[int] = Counter()
+            for row in rows:
+                context, position = built.where[row]
+                if position + step < len(ids_of[context]):
+                    token = ids_of[context][position + step]
+                    counts[token] += 1
+                    sums[token] += float(built.acts[row, i])  # type: ignore[assignment]
+            shown = getattr(feature, name)
+            assert len(shown) == min(8, len(counts))
+            assert [t.count for t in shown] == [counts[t.token_id] for t in shown]
+            assert [t.share for t in shown] == pytest.approx([sums[t.token_id] / total for t in shown], rel=1e-3)
+            key = (lambda t: t.share) if step == 0 else (lambda t: t.count)
+            assert [key(t) for t in shown] == sorted((key(t) for t in shown), reverse=True)
+        after = [built.where[row] for row in rows]
+        promoted = {t.token_id for t in feature.promoted_tokens}
+        followed = sum(p + 1 < len(ids_of[c]) and ids_of[c][p + 1] in promoted for c, p in after)
+        assert feature.promoted_share == pytest.approx(followed / len(rows))
+    assert n_checked >= 2
+
+
+def test_coactive_features_are_those_with_the_largest_jaccard_index(built: Built) -> None:
+    active = (built.acts > 0).double()
+    together = active.T @ active
+    counts = active.sum(dim=0)
+    jaccard = together / (counts[:, None] + counts[None] - together).clamp_min(1)
+    jaccard.fill_diagonal_(0)
+    jaccard[together < 3] = 0
+    for i, feature in enumerate(built.features):
+        expected = jaccard[i].sort(descending=True).values[:10]
+        assert [c.jaccard for c in feature.coactive] == pytest.approx(expected[expected > 0].tolist())
+        for coactive in feature.coactive:
+            assert coactive.together == int(together[i, coactive.feature_index])
+
+
+def test_profile_is_the_density_by_position(built: Built) -> None:
+    positions = np.array([position for _, position in built.where])
+    for i, feature in enumerate(built.features):
+        if not feature.n_active:
+            assert feature.profile == ()
+            continue
+        active = (built.acts[:, i] > 0).numpy()
+        for place in feature.profile:
+            there = (positions >= place.first) & (positions <= place.last)
+            assert place.density == pytest.approx(active[there].mean())
+            assert place.share == pytest.approx((active & there).sum() / active.sum())
+        assert sum(place.share for place in feature.profile) == pytest.approx(1)
 
 
 def test_planted_features_are_found_on_the_tokens_they_were_planted_on(
@@ -168,12 +247,14 @@ def test_planted_features_are_found_on_the_tokens_they_were_planted_on(
     frequent = [i for i, _ in sorted({i: stream.count(i) for i in set(stream)}.items(), key=lambda kv: -kv[1])][:12]
     sae = token_detectors(model, frequent)
     info = save_sae(sae, tmp_path / "planted", model, layer=0, hook="resid_pre", context_size=CONTEXT_SIZE)
-    records = build_index(info, IndexConfig(slug="planted", corpus=(str(corpus),), tokens=None), scratch=tmp_path)
+    config = IndexConfig(slug="planted", corpus=(str(corpus),), tokens=None)
+    records = build_index(info, config, home=tmp_path)
     assert records is not None
     contexts, features = list(records.contexts), list(records.features)
     ids_of = {c.context_id: np.frombuffer(c.token_ids, dtype="<u4") for c in contexts}
-    everything = np.concatenate([ids[1:] for ids in ids_of.values()])
-    examples = list(records.examples)
+    all_contexts = read_contexts(load_subject(info, config), config, scratch=tmp_path)
+    everything = np.concatenate([context.token_ids[1:] for context in all_contexts])
+    examples = plain(records.examples)
     for feature, token_id in zip(features, frequent, strict=True):
         assert feature.n_active == int((everything == token_id).sum()) > 0
         mine = [e for e in examples if e.feature_index == feature.feature_index]
@@ -183,35 +264,26 @@ def test_planted_features_are_found_on_the_tokens_they_were_planted_on(
 
 def test_special_tokens_never_count(built: Built) -> None:
     assert all(e.position > 0 for e in built.examples)
-    assert all(0 not in np.frombuffer(e.positions, dtype="<u2") for e in built.examples)
+    assert all(0 not in e.positions for e in built.examples)
+
+
+def without_times(features: Iterable[Feature]) -> list[Feature]:
+    """Labels say when they were made."""
+    return [dataclasses.replace(f, label=f.label and dataclasses.replace(f.label, created_at=NOW)) for f in features]
 
 
 def test_two_builds_give_the_same_records(built: Built, corpus: Path, tmp_path: Path) -> None:
     config = IndexConfig(slug="random", corpus=(str(corpus),), tokens=None, batch_contexts=5, nearest_features=3)
-    again = build_index(built.info, config, scratch=tmp_path)
+    again = build_index(built.info, config, home=tmp_path)
     assert again is not None
     assert list(again.contexts) == built.contexts
-    assert list(again.features) == built.features
-    assert list(again.examples) == built.examples
+    assert without_times(again.features) == without_times(built.features)
+    assert plain(again.examples) == built.examples
     assert again.info.corpus == built.records.info.corpus
 
 
-def test_reading_the_code_in_small_blocks_changes_nothing(
-    built: Built, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(evidence, "_BLOCK_ENTRIES", 300)
-    config = IndexConfig(slug="random", corpus=(str(corpus),), tokens=None, batch_contexts=5, nearest_features=3)
-    again = build_index(built.info, config, scratch=tmp_path)
-    assert again is not None
-    list(again.contexts)
-    for mine, theirs in zip(again.features, built.features, strict=True):
-        assert (mine.histogram, mine.band_shares) == (theirs.histogram, theirs.band_shares)
-    top = [e for e in again.examples if e.band == TOP_BAND]
-    assert top == [e for e in built.examples if e.band == TOP_BAND]
-
-
 def test_it_reads_no_more_tokens_than_asked(built: Built, corpus: Path, tmp_path: Path) -> None:
-    records = build_index(built.info, IndexConfig(slug="random", corpus=(str(corpus),), tokens=200), scratch=tmp_path)
+    records = build_index(built.info, IndexConfig(slug="random", corpus=(str(corpus),), tokens=200), home=tmp_path)
     assert records is not None
     assert 200 <= records.info.corpus.n_tokens < 200 + CONTEXT_SIZE
 
@@ -235,7 +307,7 @@ def test_promoted_tokens_and_nearest_features_follow_from_the_weights(built: Bui
 def test_an_empty_corpus_and_lost_weights_are_said(built: Built, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(CorpusError, match="no text"):
-        build_index(built.info, IndexConfig(slug="random", corpus=(str(tmp_path / "empty.txt"),)), scratch=tmp_path)
+        build_index(built.info, IndexConfig(slug="random", corpus=(str(tmp_path / "empty.txt"),)), home=tmp_path)
     lost = dataclasses.replace(built.info, weights_path=str(tmp_path / "gone"))
     with pytest.raises(WeightsError, match="no SAE weights"):
-        build_index(lost, IndexConfig(slug="random", corpus=("python-docs",), tokens=100), scratch=tmp_path)
+        build_index(lost, IndexConfig(slug="random", corpus=("python-docs",), tokens=100), home=tmp_path)

@@ -1,4 +1,4 @@
-"""The options of training, and the configurations that they mean: for `saescope train` and `sweep` and for torchrun."""
+"""The options of training and indexing, and the configurations that they mean: for `saescope` and for torchrun."""
 
 import argparse
 import itertools
@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from sae_core.config import ARCHITECTURES, HOOKS, TrainConfig
+from sae_core.config import ARCHITECTURES, HOOKS, IndexConfig, TrainConfig
 from sae_core.errors import ConfigError
 
 SWEPT = ("layer", "architecture", "d_sae", "k", "seed")  # may be lists in a sweep: each combination is an SAE
@@ -72,6 +72,60 @@ def add_train_arguments(parser: argparse.ArgumentParser, *, sweeps: bool = False
     )
     add_device_argument(how)
     _add_finer(parser.add_argument_group("finer settings"))
+
+
+def add_measuring_arguments(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
+    """What `index` and `eval` ask alike; returns the group that says how."""
+    parser.add_argument("slug", metavar="SLUG", help="the SAE, as `saescope train` named it")
+    what = parser.add_argument_group("what is read")
+    add_corpus_arguments(what)
+    what.add_argument("--name", metavar="NAME", help="what the corpus is called (from its sources)")
+    what.add_argument(
+        "--tokens", type=count, default=1_000_000, metavar="N", help="read at most so many tokens, as 10M (1M)"
+    )
+    what.add_argument(
+        "--context-size", type=count, metavar="N", help="tokens per context, BOS included (as the SAE was trained)"
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--batch-contexts", type=count, default=32, metavar="N", help="contexts per pass of the model (32)"
+    )
+    add_device_argument(how)
+    return how
+
+
+def add_index_arguments(parser: argparse.ArgumentParser) -> None:
+    """All options of an `IndexConfig`, and --shard."""
+    defaults = {name: field.default for name, field in IndexConfig.__dataclass_fields__.items()}
+    how = add_measuring_arguments(parser)
+    how.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples that are drawn (0)")
+    how.add_argument(
+        "--shard", metavar="I/N", help="gather only the I-th of N equal parts of the text, for a later --merge"
+    )
+    kept = parser.add_argument_group("what is kept of each feature")
+    for name, said in (
+        ("top_examples", "contexts with different text on which it is strongest"),
+        ("band_examples", "firings drawn from each of the five bands of activation"),
+        ("random_examples", "firings drawn from all"),
+        ("promoted_tokens", "promoted and suppressed tokens"),
+        ("nearest_features", "features with the nearest decoder directions"),
+    ):
+        default = defaults[name]
+        option = f"--{name.replace('_', '-')}"
+        kept.add_argument(option, type=count, default=default, metavar="N", help=f"{said} ({default})")
+    finer = parser.add_argument_group("finer settings")
+    finer.add_argument(
+        "--dense-threshold", type=float, default=0.1, metavar="X", help="density above which it counts as dense (0.1)"
+    )
+    finer.add_argument(
+        "--checkpoint-seconds", type=float, default=60.0, metavar="X", help="wall time between checkpoints (60)"
+    )
+
+
+def index_config(arguments: argparse.Namespace) -> IndexConfig:
+    """What these options mean. Raises ConfigError."""
+    given = {name: value for name, value in vars(arguments).items() if name in IndexConfig.__dataclass_fields__}
+    return IndexConfig(**{**given, "corpus": tuple(arguments.corpus)})
 
 
 def _add_finer(group: "argparse._ArgumentGroup") -> None:
