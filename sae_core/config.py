@@ -35,12 +35,12 @@ class TrainConfig:
     text_field: str = "text"  # column of JSONL and Parquet files
     batch_tokens: int = 4096  # activations per optimiser step
     buffer_tokens: int = 262_144  # activations held for shuffling
-    learning_rate: float | None = None  # of Adam; None: 5e-3 / sqrt(d_sae / 4096)
+    learning_rate: float | None = None  # of Adam; None: 4.5e-3 / sqrt(d_sae / 4096)
     warmup_share: float = 0.05  # of the steps over which the learning rate rises
-    decay_share: float = 0.45  # of the steps over which it falls to zero at the end
-    bias_lift: float = 5.0  # of a dead feature's b_enc per step, in learning rates, until it fires
+    decay_share: float = 0.5  # of the steps over which it falls to zero at the end
+    bias_lift: float = 50.0  # of a dead feature's b_enc per step, in learning rates, until it fires
     aux_coefficient: float = 0.0  # TopK family: weight of the auxiliary loss AuxK (1/32 in Gao et al. 2024)
-    dead_after_tokens: int | None = None  # tokens without firing until a feature counts as dead; None: tokens / 32
+    dead_after_tokens: int | None = None  # tokens without firing until a feature counts as dead; None: tokens / 64
     multi_topk: bool = False  # topk: let 4k features reconstruct too, with weight 1/8 (Gao et al. 2024)
     sparsity: float | None = None  # weight of the sparsity term; None: steered to k (relu, gated), 1 (jumprelu)
     sparsity_warmup_share: float = 0.1  # of the steps over which the sparsity term rises to its weight

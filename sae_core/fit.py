@@ -84,7 +84,7 @@ class Trainee:
     @property
     def dead_after_tokens(self) -> int:
         """Tokens without firing after which a feature counts as dead while training."""
-        return self.config.dead_after_tokens or max(self.config.tokens // 32, 4 * self.config.batch_tokens)
+        return self.config.dead_after_tokens or max(self.config.tokens // 64, 4 * self.config.batch_tokens)
 
     def step(self, model_acts: Tensor, targets: Tensor | None = None) -> None:
         """One step on model_acts (N, d_in) and, for a transcoder, targets (N, d_out).

@@ -1,4 +1,4 @@
-"""saescope: `sae_core.fit.Trainee` as it comes, with nothing set for this data."""
+"""saescope: `sae_core.fit.Trainee` as it comes, with nothing set for this data but, in a variant, the learning rate."""
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ class Ours:
             tokens=job.steps * job.batch_rows,
             batch_tokens=job.batch_rows,
             seed=job.seed,
+            learning_rate=None if job.variant == "default" else float(job.variant),
         )
         self._trainee = Trainee(config, d_in=rows.shape[1], device="cpu")
         self._batches = batches(rows, job)
