@@ -60,7 +60,7 @@ def add_train_arguments(parser: argparse.ArgumentParser, *, sweeps: bool = False
         "--buffer-tokens", type=count, default=262_144, metavar="N", help="activations held for shuffling (262144)"
     )
     how.add_argument(
-        "--learning-rate", type=float, metavar="X", help="of Adam (4.5e-3 at 4096 features, falling with √width)"
+        "--learning-rate", type=float, metavar="X", help="of Adam (4.8e-3 at 4096 features, falling with √width)"
     )
     add_swept(how, "--seed", int, "of the weights (0)", default=0, metavar="N")
     how.add_argument("--data-seed", type=int, default=0, metavar="N", help="of the order of the text (0)")
@@ -136,8 +136,9 @@ def _add_finer(group: "argparse._ArgumentGroup") -> None:
         group.add_argument(option, type=kind, metavar=metavar, default=defaults[name], help=said)
 
     add("warmup_share", float, "X", "share of the steps over which the learning rate rises (0.05)")
-    add("decay_share", float, "X", "share of the steps over which it falls to zero at the end (0.5)")
-    add("bias_lift", float, "X", "raise a dead feature's bias by so many learning rates a step, until it fires (5)")
+    add("beta2", float, "X", "of Adam: the share of its second moment that is kept from step to step (0.99)")
+    add("decay_share", float, "X", "share of the steps over which it falls to zero at the end (0.55)")
+    add("bias_lift", float, "X", "raise a dead feature's bias by so many learning rates a step, until it fires (20)")
     add("aux_coefficient", float, "X", "weight of the auxiliary loss AuxK, which revives dead features too (0)")
     add("dead_after_tokens", count, "N", "tokens without firing until a feature counts as dead (a 64th of --tokens)")
     group.add_argument("--multi-topk", action="store_true", help="topk: let 4k features reconstruct too, weight 1/8")

@@ -35,10 +35,11 @@ class TrainConfig:
     text_field: str = "text"  # column of JSONL and Parquet files
     batch_tokens: int = 4096  # activations per optimiser step
     buffer_tokens: int = 262_144  # activations held for shuffling
-    learning_rate: float | None = None  # of Adam; None: 4.5e-3 / sqrt(d_sae / 4096)
+    learning_rate: float | None = None  # of Adam; None: 4.8e-3 / sqrt(d_sae / 4096)
+    beta2: float = 0.99  # of Adam: the share of its second moment that is kept from step to step
     warmup_share: float = 0.05  # of the steps over which the learning rate rises
-    decay_share: float = 0.5  # of the steps over which it falls to zero at the end
-    bias_lift: float = 50.0  # of a dead feature's b_enc per step, in learning rates, until it fires
+    decay_share: float = 0.55  # of the steps over which it falls to zero at the end
+    bias_lift: float = 20.0  # of a dead feature's b_enc per step, in learning rates, until it fires
     aux_coefficient: float = 0.0  # TopK family: weight of the auxiliary loss AuxK (1/32 in Gao et al. 2024)
     dead_after_tokens: int | None = None  # tokens without firing until a feature counts as dead; None: tokens / 64
     multi_topk: bool = False  # topk: let 4k features reconstruct too, with weight 1/8 (Gao et al. 2024)
@@ -98,6 +99,7 @@ class TrainConfig:
         _require(0 <= self.warmup_share <= 1, f"warmup_share is {self.warmup_share}: give a share between 0 and 1")
         _require(0 <= self.decay_share <= 1, f"decay_share is {self.decay_share}: give a share between 0 and 1")
         _require(self.learning_rate is None or self.learning_rate > 0, "learning_rate must be above 0")
+        _require(0 <= self.beta2 < 1, f"beta2 is {self.beta2}: give a share from 0 to below 1")
         _require(self.bias_lift >= 0, f"bias_lift is {self.bias_lift}: give 0 or more")
         _require(self.aux_coefficient >= 0, f"aux_coefficient is {self.aux_coefficient}: give 0 or more")
         _require(

@@ -39,9 +39,9 @@ def length(tensors: dict[str, Tensor]) -> float:
 
 
 def test_the_rate_falls_with_the_square_root_of_the_width_unless_it_is_given() -> None:
-    assert learning_rate(config(d_sae=4096)) == pytest.approx(4.5e-3)
-    assert learning_rate(config(d_sae=4 * 4096)) == pytest.approx(4.5e-3 / 2)
-    assert learning_rate(config(d_sae=64)) == learning_rate(config(d_sae=1024)) == pytest.approx(4.5e-3 * 2)
+    assert learning_rate(config(d_sae=4096)) == pytest.approx(4.8e-3)
+    assert learning_rate(config(d_sae=4 * 4096)) == pytest.approx(4.8e-3 / 2)
+    assert learning_rate(config(d_sae=64)) == learning_rate(config(d_sae=1024)) == pytest.approx(4.8e-3 * 2)
     assert learning_rate(config(d_sae=64, learning_rate=0.1)) == 0.1
 
 
