@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from sae_core.bands import N_BANDS, band_edges
+from sae_core.tokens_text import whole_text
 
 TOP_BAND = 0
 RANDOM_BAND = N_BANDS + 1  # bands 1..N_BANDS are octaves of activation, the weakest first (`bands`)
@@ -27,6 +28,10 @@ class Vocabulary:
 
     tokens: tuple[bytes, ...]
     special_ids: frozenset[int]
+    texts: tuple[str | None, ...] = field(init=False, compare=False, repr=False)  # None: a part of a character
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "texts", tuple(map(whole_text, self.tokens)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -154,7 +154,7 @@ features = Table(
     Column("max_activation", Double, nullable=False),
     Column("mean_activation", Double, nullable=False),
     Column("encoder_decoder_cosine", Double),  # NULL: not a number, one of the directions is zero
-    Column("histogram", LargeBinary, nullable=False),  # number of edges uint16, edges float64, then counts uint32
+    Column("histogram", LargeBinary, nullable=False),  # see store_rows: edges, then counts
     Column("band_shares", LargeBinary, nullable=False),  # float64
     Column("promoted_tokens", LargeBinary, nullable=False),  # (token_id uint32, weight float32), strongest first
     Column("suppressed_tokens", LargeBinary, nullable=False),

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import RowMapping
 
+from sae_core.bands import bin_edges
 from sae_core.errors import InputError
 from sae_core.metrics import explained_variance
 from sae_core.records import (
+    TOP_BAND,
     CoactiveFeature,
     Context,
     CorpusInfo,
@@ -221,7 +223,7 @@ def feature_row(feature: Feature, *, index_id: int) -> dict[str, Any]:
         "max_activation": float(feature.max_activation),
         "mean_activation": float(feature.mean_activation),
         "encoder_decoder_cosine": _null_if_nan(feature.encoder_decoder_cosine),
-        "histogram": _packed_histogram(feature.histogram),
+        "histogram": _packed_histogram(feature.histogram, max_activation=feature.max_activation),
         "band_shares": _pack("d", feature.band_shares),
         "promoted_tokens": _packed_pairs((token.token_id, token.weight) for token in feature.promoted_tokens),
         "suppressed_tokens": _packed_pairs((token.token_id, token.weight) for token in feature.suppressed_tokens),
@@ -244,7 +246,7 @@ def feature_record(row: RowMapping, *, vocabulary: Vocabulary, labels: Mapping[i
         max_activation=row["max_activation"],
         mean_activation=row["mean_activation"],
         encoder_decoder_cosine=_nan_if_null(row["encoder_decoder_cosine"]),
-        histogram=_unpacked_histogram(row["histogram"]),
+        histogram=_unpacked_histogram(row["histogram"], max_activation=row["max_activation"]),
         band_shares=_unpack("d", row["band_shares"]),
         promoted_tokens=_token_weights(row["promoted_tokens"], vocabulary=vocabulary),
         suppressed_tokens=_token_weights(row["suppressed_tokens"], vocabulary=vocabulary),
@@ -389,15 +391,30 @@ def unpacked_token_ids(token_ids: bytes) -> tuple[int, ...]:
 
 def token_texts(token_ids: Sequence[int], *, vocabulary: Vocabulary) -> list[str]:
     """Display strings of consecutive tokens. A model may have more ids than its tokenizer has tokens: "[50300]"."""
+    try:
+        texts = [vocabulary.texts[i] for i in token_ids]
+    except IndexError:
+        texts = [None]
+    if None not in texts:  # most of them
+        return texts  # type: ignore[return-value]
     tokens = vocabulary.tokens
     return display_strings([tokens[i] if i < len(tokens) else b"[%d]" % i for i in token_ids])
 
 
-def peak_text(token_ids: Sequence[int], position: int, *, vocabulary: Vocabulary) -> str:
-    """The token at `position`; where it is the tail of a character, that character."""
+def peak_text(token_ids: bytes, position: int, *, vocabulary: Vocabulary) -> str:
+    """The token of a packed context at `position`; where it is the tail of a character, that character."""
     start = max(0, position - 3)  # a character has at most four bytes
-    texts = token_texts(token_ids[start : position + 4], vocabulary=vocabulary)[: position - start + 1]
+    some = unpacked_token_ids(token_ids[4 * start : 4 * (position + 4)])
+    texts = token_texts(some, vocabulary=vocabulary)[: position - start + 1]
     return next((text for text in reversed(texts) if text), "")
+
+
+def top_places(examples: PackedExamples, *, most: int) -> list[tuple[int, int]]:
+    """Context and position of the first so many top examples."""
+    n = min(most, examples.bands.count(TOP_BAND))
+    return list(
+        zip(_unpack("I", examples.context_ids[: 4 * n]), _unpack("H", examples.positions[: 2 * n]), strict=True)
+    )
 
 
 def _token_weights(packed: bytes, *, vocabulary: Vocabulary) -> tuple[TokenWeight, ...]:
@@ -407,19 +424,23 @@ def _token_weights(packed: bytes, *, vocabulary: Vocabulary) -> tuple[TokenWeigh
     )
 
 
-def _packed_histogram(histogram: Histogram) -> bytes:
+def _packed_histogram(histogram: Histogram, *, max_activation: float | None = None) -> bytes:
+    """Edges that follow from the feature's maximum are left out: their number is then 0."""
     if not histogram.counts:
         return b""
-    n_edges = struct.pack("<H", len(histogram.edges))
-    return n_edges + _pack("d", histogram.edges) + _pack("I", histogram.counts)
+    edges = histogram.edges
+    if max_activation is not None and edges == bin_edges(max_activation):
+        edges = ()
+    return struct.pack("<H", len(edges)) + _pack("d", edges) + _pack("I", histogram.counts)
 
 
-def _unpacked_histogram(packed: bytes) -> Histogram:
+def _unpacked_histogram(packed: bytes, *, max_activation: float = 0.0) -> Histogram:
     if not packed:
         return Histogram(edges=(), counts=())
     (n_edges,) = struct.unpack_from("<H", packed)
     counts = 2 + 8 * n_edges
-    return Histogram(edges=_unpack("d", packed[2:counts]), counts=_unpack("I", packed[counts:]))
+    edges = _unpack("d", packed[2:counts]) if n_edges else bin_edges(max_activation)
+    return Histogram(edges=edges, counts=_unpack("I", packed[counts:]))
 
 
 def _packed_samples(feature: Feature) -> bytes:

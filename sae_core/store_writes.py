@@ -20,7 +20,6 @@ import sqlalchemy as sa
 from sae_core.errors import NotFoundError
 from sae_core.labels import AUTHOR, KIND
 from sae_core.records import (
-    TOP_BAND,
     Context,
     CorpusInfo,
     Feature,
@@ -33,7 +32,6 @@ from sae_core.records import (
 )
 from sae_core.schema import contexts, corpora, examples, feature_texts, features, indexes, labels, models, saes
 from sae_core.store_rows import (
-    PackedExample,
     context_row,
     corpus_row,
     examples_row,
@@ -45,8 +43,7 @@ from sae_core.store_rows import (
     sae_row,
     search_key,
     token_texts,
-    unpacked_examples,
-    unpacked_token_ids,
+    top_places,
 )
 
 CHUNK_ROWS = 5000
@@ -81,9 +78,11 @@ def insert_index(connection: sa.Connection, records: IndexRecords, *, sae_id: in
     index_id = _inserted_id(connection, indexes, row)
     token_ids = _inserted_contexts(connection, records.contexts, corpus_id=corpus_id)
     texts = _inserted_features(connection, records.features, sae_id=sae_id, index_id=index_id, vocabulary=vocabulary)
-    for example in _inserted_examples(connection, records.examples, index_id=index_id):
-        ids = unpacked_token_ids(token_ids[example.context_id])
-        texts[example.feature_index].append(peak_text(ids, example.position, vocabulary=vocabulary))
+    for its_examples in _inserted_examples(connection, records.examples, index_id=index_id):
+        texts[its_examples.feature_index] += [
+            peak_text(token_ids[context_id], position, vocabulary=vocabulary)
+            for context_id, position in top_places(its_examples, most=SEARCHED_EXAMPLES)
+        ]
     rows = (
         {
             "index_id": index_id,
@@ -176,15 +175,11 @@ def _inserted_features(
 
 def _inserted_examples(
     connection: sa.Connection, new: Iterable[PackedExamples], *, index_id: int
-) -> Iterator[PackedExample]:
-    """The examples in which a search looks."""
+) -> Iterator[PackedExamples]:
+    """What was inserted."""
     for chunk in _chunks(new):
-        rows = [examples_row(its_examples, index_id=index_id) for its_examples in chunk]
-        connection.execute(sa.insert(examples), rows)
-        for row in rows:
-            for example in unpacked_examples(row["feature_index"], row["packed"])[:SEARCHED_EXAMPLES]:
-                if example.band == TOP_BAND:
-                    yield example
+        connection.execute(sa.insert(examples), [examples_row(own, index_id=index_id) for own in chunk])
+        yield from chunk
 
 
 def _inserted_id(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> int:

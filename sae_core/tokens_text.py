@@ -25,21 +25,22 @@ def _strings_of_cut(tokens: Sequence[bytes]) -> list[str]:
     shown: list[str] = []
     at = 0
     while at < len(tokens):
-        text = _decoded(tokens[at])
+        text = whole_text(tokens[at])
         if text is not None:
             shown.append(text)
             at += 1
             continue
         # A token that is UTF-8 by itself never shares a character with its neighbours, so it ends the cut stretch.
         end = at + 1
-        while end < len(tokens) and (not tokens[end] or _decoded(tokens[end]) is None):
+        while end < len(tokens) and (not tokens[end] or whole_text(tokens[end]) is None):
             end += 1
         shown.extend(_shared_characters(tokens[at:end]))
         at = end
     return shown
 
 
-def _decoded(token: bytes) -> str | None:
+def whole_text(token: bytes) -> str | None:
+    """The token as text; None if it has a part of a character."""
     try:
         return token.decode()
     except UnicodeDecodeError:
