@@ -134,7 +134,7 @@ def _in_bands(histogram: Histogram) -> tuple[tuple[int, ...], tuple[float, ...]]
 
 def sparkline(histogram: Histogram, *, width: int = 72, height: int = 20, bars: int = 24) -> str:
     """An SVG path of a histogram, logarithmic, with bins joined until at most `bars` are left."""
-    counts = _joined(histogram.counts, bars)
+    counts = _joined(_in_bands(histogram)[0], bars)
     top = max(counts, default=0)
     if top == 0:
         return ""

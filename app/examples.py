@@ -64,6 +64,7 @@ class ExampleView:
     cut_before: str  # the reaches at which text is left out before and after: "", "short", "short medium"
     cut_after: str
     text: str
+    copies: str  # "×5" where five places of the corpus read the same; "" for one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +154,7 @@ def example_view(example: Example, *, scale: float, signs: bool = False, has_bos
         cut_before=_cut(short=short[0] > 0, medium=medium[0] > 0),
         cut_after=_cut(short=short[1] < len(tokens), medium=medium[1] < len(tokens)),
         text="".join(example.tokens[1 if has_bos else 0 :]),
+        copies=f"×{example.copies:,}" if example.copies > 1 else "",
     )
 
 

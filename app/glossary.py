@@ -113,14 +113,41 @@ TERMS: dict[str, Term] = {
         meaning="The features of this SAE whose decoder directions are most alike, with their cosine.",
         formula="cos(W_dec[i], W_dec[j])",
     ),
+    "fires_on": Term(
+        name="fires on",
+        meaning="The tokens on which this feature fires, by their share of its activation, counted on up to 100 "
+        "firings that were drawn at random from all.",
+        formula="Σ activation on the token ÷ Σ activation, over the sample",
+    ),
+    "around": Term(
+        name="before and after",
+        meaning="The tokens that most often stand just before and just after this feature's firings, counted on the "
+        "same firings drawn at random.",
+    ),
+    "coactive": Term(
+        name="active with",
+        meaning="The features that are most often active on the same tokens, on a sample of up to 65,536 tokens: "
+        "of the tokens on which either of the two is active, the share on which both are.",
+        formula="Jaccard index: both ÷ either",
+    ),
+    "confidence": Term(
+        name="confidence",
+        meaning="How much of what a feature does its automatic label covers, counted on the corpus. For tokens it is "
+        "their share of the activation; for what comes before or after, and for promoted tokens, the share of firings "
+        "where it does; for positions the share of firings there; for dense features the density.",
+    ),
+    "copies": Term(
+        name="copies",
+        meaning="How many places of the corpus read the same around the peak (8 tokens before it, one after). They are "
+        "shown once, where the activation is largest.",
+    ),
     "context": Term(name="context", meaning="A run of tokens from the corpus that was fed to the model at once."),
     "example": Term(name="example", meaning="One feature on one context, with its activation on every token."),
     "band": Term(
         name="band",
         meaning="An octave of activation: the strongest band reaches from a power of two up to the feature's max, each "
         "other is half as strong as the one above it, and the weakest has all the rest. Examples are drawn at "
-        "random from every band, so "
-        "that a reader sees weak activations too and not only the best.",
+        "random from every band, so that a reader sees weak activations too and not only the best.",
     ),
     "random_firings": Term(
         name="random firings",

@@ -28,7 +28,7 @@ class Recipe:
     """What to install for one peer."""
 
     name: str  # of the folder below the cache
-    requirement: str  # pinned
+    requirement: str  # pinned; several are divided by blanks
     uninstall: tuple[str, ...] = ()  # afterwards: what stands in the way of importing the peer
 
 
@@ -67,7 +67,7 @@ def _install(python: Path, folder: Path, recipe: Recipe, log: TextIO) -> None:
     # The build's own index is asked for this package alone, with short patience: a folder of wheels may have it too.
     index = ["--retries", "1", "--timeout", "10", "--extra-index-url", f"{TORCH_INDEX}/{torch.partition('+')[2]}"]
     _run([*install, *(index if "+" in torch else []), torch], log)
-    _run([*install, "--constraint", str(constraints), recipe.requirement], log)
+    _run([*install, "--constraint", str(constraints), *recipe.requirement.split()], log)
     if recipe.uninstall:
         _run([*pip, "uninstall", "--yes", *recipe.uninstall], log)
 

@@ -185,7 +185,7 @@ def run(name: str, case: Case, job: Job, python: Path) -> dict[str, Any]:
         check=False,
     )
     if done.returncode:
-        sys.exit(f"bench index: {name} failed: {done.stderr.strip().splitlines()[-1]}")
+        sys.exit(f"bench index: {name} failed: {(done.stderr.strip() or done.stdout).splitlines()[-1]}")
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return answer
 

@@ -15,7 +15,7 @@ from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from safetensors.torch import load_file
 from transformer_lens import HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions.gpt2 import convert_gpt2_weights
-from transformers import AutoTokenizer, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 from benchmarks.indexing.job import Clock, Job, answer
 
@@ -54,8 +54,7 @@ def hooked_model(job: Job) -> HookedSAETransformer:
         normalization_type="LN",
         device="cpu",
     )
-    tokenizer = AutoTokenizer.from_pretrained(job.folder)
-    model = HookedSAETransformer(config, tokenizer=tokenizer)
+    model = HookedSAETransformer(config)  # tokens are given as ids, so no tokenizer is needed
     state = convert_gpt2_weights(hf, config)
     state.setdefault("unembed.b_U", torch.zeros(config.d_vocab))
     model.load_and_process_state_dict(
