@@ -54,6 +54,10 @@ bench-train: .venv/.installed ## Time training against its floor and its peers (
 bench-pipeline: .venv/.installed ## Time training from text against its parts, and six SAEs together against one by one
 	@$(python) -m benchmarks.pipeline $(ARGS)
 
+.PHONY: bench-index
+bench-index: .venv/.installed ## Time the index against its floor and SAEDashboard, and databases of up to a million features
+	@$(python) -m benchmarks.index $(ARGS)
+
 .PHONY: clean
 clean: ## Remove .venv and what tools left behind; your runs and databases stay
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
