@@ -130,14 +130,14 @@ def write_job(own: Path, case: Case, folder: Path, tokens: Path, *, n_features: 
     directions = torch.nn.functional.normalize(torch.randn(case.d_sae, D_MODEL), dim=1)
     hook = f"blocks.{LAYER}.hook_resid_post"
     with torch.inference_mode(), model.reading((hook,)) as read:
-        ids = torch.from_numpy(chosen[:32].astype(np.int64))
+        ids = torch.from_numpy(chosen[:: len(chosen) // 64].astype(np.int64))
         (acts,) = read(ids, torch.ones_like(ids, dtype=torch.bool))
     with torch.no_grad():
         sae.W_dec.copy_(directions)
         sae.W_enc.copy_(directions.T)
         sae.b_dec.copy_(acts[:, 1:].mean(dim=(0, 1)))
         if case.architecture == "relu":
-            pre_acts = (acts[:, 1:].reshape(-1, D_MODEL) - sae.b_dec) @ sae.W_enc  # (rows, d_sae)
+            pre_acts = acts[:, 1:].reshape(-1, D_MODEL) @ sae.W_enc  # (rows, d_sae)
             sae.b_enc.copy_(-pre_acts.kthvalue(round((1 - K / case.d_sae) * len(pre_acts)), dim=0).values)
     sae.save(own / "sae")
     return Job(

@@ -8,6 +8,7 @@ Standard library only.
 """
 
 import math
+from functools import lru_cache
 
 N_BANDS = 5
 BINS_PER_OCTAVE = 4
@@ -25,7 +26,11 @@ def band_edges(max_activation: float) -> tuple[float, ...]:
 
 def bin_edges(max_activation: float) -> tuple[float, ...]:
     """The BINS + 1 activations between which the bins of the histogram lie; the first is 0."""
-    end = band_edges(max_activation)[-1]
+    return _bin_edges_below(band_edges(max_activation)[-1])
+
+
+@lru_cache(maxsize=256)
+def _bin_edges_below(end: float) -> tuple[float, ...]:
     return (0.0, *(end * 2 ** (-(BINS - i) / BINS_PER_OCTAVE) for i in range(1, BINS + 1)))
 
 

@@ -329,7 +329,8 @@ def _token_columns(sampled: evidence.Sampled | None, known: "_Directions", featu
     if sampled is None:
         return {}
     promoted = known.promoted_ids(feature_index)
-    followed = int(sampled.followers.counts[np.isin(sampled.followers.ids, promoted)].sum())
+    followers = zip(sampled.followers.ids.tolist(), sampled.followers.counts.tolist(), strict=True)
+    followed = sum(count for token_id, count in followers if token_id in promoted)
     return {
         "n_sampled": sampled.n,
         "tokens_on": known.token_shares(sampled.on),
@@ -364,9 +365,8 @@ class _Directions:
     def suppressed(self, feature_index: int) -> tuple[TokenWeight, ...]:
         return self._token_weights(feature_index, 2)
 
-    def promoted_ids(self, feature_index: int) -> list[int]:
-        ids: list[int] = [] if self._logits is None else self._logits[0][feature_index].tolist()
-        return ids
+    def promoted_ids(self, feature_index: int) -> set[int]:
+        return set() if self._logits is None else set(self._logits[0][feature_index].tolist())
 
     def nearest(self, feature_index: int) -> tuple[NearestFeature, ...]:
         pairs = zip(self._near[feature_index].tolist(), self._near_cosines[feature_index].tolist(), strict=True)

@@ -33,13 +33,14 @@ def automatic_label(feature: Feature, *, dense_threshold: float, created_at: dat
     """The label, or None for a dead feature and for one that nothing can be said about."""
     if not feature.n_active:
         return None
+    words_on = _words((shown.token, shown.share) for shown in feature.tokens_on)
     found = (
         _dense(feature, dense_threshold)
-        or _token(feature)
+        or _token(words_on)
         or _neighbour("before", feature.tokens_after, feature.n_sampled)
         or _neighbour("after", feature.tokens_before, feature.n_sampled)
         or _position(feature)
-        or _partly(feature)
+        or _partly(words_on)
         or _promotes(feature)
     )
     if found is None:
@@ -54,8 +55,7 @@ def _dense(feature: Feature, threshold: float) -> tuple[str, float] | None:
     return "dense", feature.density
 
 
-def _token(feature: Feature) -> tuple[str, float] | None:
-    words = _words((shown.token, shown.share) for shown in feature.tokens_on)
+def _token(words: list[tuple[str, float]]) -> tuple[str, float] | None:
     for n, least in enumerate(TOKEN_SHARES, start=1):
         share = sum(share for _, share in words[:n])
         if len(words) >= n and share >= least:
@@ -78,8 +78,8 @@ def _position(feature: Feature) -> tuple[str, float] | None:
     return None
 
 
-def _partly(feature: Feature) -> tuple[str, float] | None:
-    words = _words((shown.token, shown.share) for shown in feature.tokens_on)[: len(TOKEN_SHARES)]
+def _partly(words: list[tuple[str, float]]) -> tuple[str, float] | None:
+    words = words[: len(TOKEN_SHARES)]
     share = sum(share for _, share in words)
     if share < PARTLY_SHARE:
         return None

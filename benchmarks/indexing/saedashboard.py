@@ -70,7 +70,8 @@ def lens_sae(job: Job) -> SAE[Any]:
             TopKSAEConfig(d_in=weights["W_enc"].shape[0], d_sae=job.d_sae, k=job.k, rescale_acts_by_decoder_norm=True)
         )
     else:
-        sae = StandardSAE(StandardSAEConfig(d_in=weights["W_enc"].shape[0], d_sae=job.d_sae))
+        config = StandardSAEConfig(d_in=weights["W_enc"].shape[0], d_sae=job.d_sae, apply_b_dec_to_input=False)
+        sae = StandardSAE(config)
     state = {name: weights[name] for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
     sae.load_state_dict(state)
     sae.cfg.metadata.hook_name = f"blocks.{job.layer}.hook_resid_post"
