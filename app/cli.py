@@ -82,6 +82,11 @@ with its index. docs/metrics.md defines each."""
 SERVE = """\
 Serve the dashboard. Pages answer at once; the model is loaded, in a process of its own, when a text is first probed."""
 
+DB = """\
+Look after the database. `check` takes the checksums of examples, contexts and weights again and compares them with
+those that were taken when they were written. `upgrade` brings a database that an older saescope made up to date; copy
+it first."""
+
 DEMO = """\
 Train an SAE on the small language model that ships with saescope, index it on Python's own documentation and sources,
 and serve the dashboard. What was done before is not done again, so a second call serves at once."""
@@ -119,6 +124,7 @@ def make_parser() -> argparse.ArgumentParser:
     serve = _command(commands, "serve", "serve the dashboard", SERVE)
     _add_address(serve)
     serve.set_defaults(run=run_serve)
+    _add_db(_command(commands, "db", "check or upgrade the database", DB))
     demo = _command(commands, "demo", "train, index and serve the demo", DEMO)
     _add_address(demo)
     demo.set_defaults(run=run_demo)
@@ -217,6 +223,20 @@ def run_serve(arguments: argparse.Namespace) -> int:
         _open_store(settings).close()
         serve(settings, socket=socket)
     return 0
+
+
+def run_db(arguments: argparse.Namespace) -> int:
+    """`saescope db`."""
+    with closing(_open_store(_settings(arguments), upgrades=arguments.what == "upgrade")) as store:
+        if arguments.what == "upgrade":
+            print("The database is up to date.")
+            return 0
+        found = store.check()
+    for sentence in found:
+        print(sentence)
+    if not found:
+        print("Everything is as it was written.")
+    return 1 if found else 0
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
@@ -334,6 +354,11 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_eval)
 
 
+def _add_db(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("check", "upgrade"), help="what to do")
+    parser.set_defaults(run=run_db)
+
+
 def _add_address(parser: argparse.ArgumentParser) -> None:
     address = parser.add_argument_group("where it listens")
     address.add_argument("--host", metavar="ADDRESS", help="network address (SAESCOPE_HOST; 127.0.0.1)")
@@ -346,12 +371,12 @@ def _settings(arguments: argparse.Namespace, **overrides: Any) -> Settings:
     return Settings.from_env(home=home, database_url=arguments.database, **overrides)
 
 
-def _open_store(settings: Settings) -> "Store":
+def _open_store(settings: Settings, *, upgrades: bool = False) -> "Store":
     from sae_core.store import Store
 
     with saving(settings.home):
         settings.home.mkdir(parents=True, exist_ok=True)
-    return Store.open(settings.database_url)
+    return Store.open(settings.database_url, upgrades=upgrades)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ SaescopeError
 │       └── PromptTooLongError                                                HTTP 413
 ├── NotFoundError         an unknown SAE, feature or run                       exit 2, HTTP 404
 ├── StoreError            the database                                         exit 1, HTTP 503
-│   └── NewerDatabaseError  written by a later version of saescope
+│   ├── NewerDatabaseError  written by a later version of saescope
+│   └── OlderDatabaseError  written by an older one, to be upgraded
 ├── DiskFullError                                                              exit 1, HTTP 507
 ├── OutOfMemoryError      memory, of the machine or the GPU                    exit 1, HTTP 507
 ├── RanksError            a process of a distributed job is gone               exit 1, HTTP 503
@@ -69,6 +70,10 @@ class StoreError(SaescopeError):
 
 
 class NewerDatabaseError(StoreError):
+    pass
+
+
+class OlderDatabaseError(StoreError):
     pass
 
 

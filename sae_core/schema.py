@@ -88,6 +88,7 @@ saes = Table(
     Column("weights_path", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("config", JSON, nullable=False),
+    Column("weights_sha256", Text),  # NULL: there was no such file when the SAE was entered, or before revision 0003
 )
 
 # The same name may stand for other text tomorrow; contexts are shared by those who mean the same text by it.
@@ -141,6 +142,9 @@ indexes = Table(
     Column("ce_tokens", BigInteger),
     Column("encoder_decoder_cosine", Double),
     Column("encoder_decoder_histogram", LargeBinary),  # as in features
+    # NULL in indexes made before revision 0003; see store_check.
+    Column("examples_sha256", Text),
+    Column("contexts_sha256", Text),
     sqlite_autoincrement=True,  # an id is never used twice, so a link cannot come to mean another index
 )
 

@@ -30,6 +30,7 @@ from sae_core.records import (
     Vocabulary,
 )
 from sae_core.schema import contexts, corpora, examples, features, indexes, labels, models, saes
+from sae_core.store_check import problems
 from sae_core.store_engine import Database
 from sae_core.store_pages import LARGEST_INTEGER, Sort, cursor_after, feature_number, page_statement
 from sae_core.store_rows import (
@@ -60,14 +61,15 @@ class Store:
         self._vocabularies_lock = threading.Lock()
 
     @classmethod
-    def open(cls, url: str) -> Self:
-        """Create the database or bring it up to date. `url`: sqlite:////full/path.db or postgresql://user:pw@host/name.
+    def open(cls, url: str, *, upgrades: bool = False) -> Self:
+        """Open the database; an empty one gets its tables. `url`: sqlite:////full/path.db or postgresql://user:pw@host/name.
 
-        Raises StoreError if it cannot be used, NewerDatabaseError if a later saescope wrote it.
+        Raises StoreError if it cannot be used, OlderDatabaseError if an older saescope wrote it and it is not to be
+        upgraded, NewerDatabaseError if a later one did.
         """
         database = Database(url)
         try:
-            database.migrate()
+            database.migrate(upgrades=upgrades)
         except BaseException:
             database.close()
             raise
@@ -80,6 +82,11 @@ class Store:
         """Raises StoreError if the database does not answer."""
         with self._database.reading() as connection:
             connection.execute(sa.select(1))
+
+    def check(self) -> list[str]:
+        """What is wrong with what is stored, a sentence each: checksums, and what points at what."""
+        with self._database.reading() as connection:
+            return problems(connection)
 
     # Writes
 

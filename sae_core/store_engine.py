@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, TimeoutError
 
-from sae_core.errors import DiskFullError, NewerDatabaseError, SaescopeError, StoreError
+from sae_core.errors import DiskFullError, NewerDatabaseError, OlderDatabaseError, SaescopeError, StoreError
 from sae_core.schema import REVISION
 
 LOCK_SECONDS = 30.0  # how long a write waits for another process's write; `?timeout=` in an SQLite URL says otherwise
@@ -54,8 +54,9 @@ class Database:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(WRITE_LOCK)))
             yield connection
 
-    def migrate(self) -> None:
-        """Create the tables, or bring older ones up to date. Alembic is only imported if there is something to do."""
+    def migrate(self, *, upgrades: bool) -> None:
+        """Create the tables, or with `upgrades` bring older ones up to date. Alembic is only imported if there is
+        something to do. Raises OlderDatabaseError if there is and it is not asked for."""
         with self.reading() as connection:
             if _revision(connection) == REVISION:
                 return
@@ -64,6 +65,11 @@ class Database:
         with self.writing() as connection:
             found = _revision(connection)  # again: another process may have been faster
             if found != REVISION:
+                if found is not None and found < REVISION and not upgrades:
+                    raise OlderDatabaseError(
+                        f"The database {self.name} was made by an older saescope (revision {found}, not {REVISION}); "
+                        "copy it, then run `saescope db upgrade`."
+                    )
                 _upgrade(connection, found=found, name=self.name)
 
     def close(self) -> None:

@@ -31,6 +31,7 @@ from sae_core.records import (
     Vocabulary,
 )
 from sae_core.schema import contexts, corpora, examples, feature_texts, features, indexes, labels, models, saes
+from sae_core.store_check import Digest, contexts_sha256, weights_digest
 from sae_core.store_rows import (
     context_row,
     corpus_row,
@@ -44,6 +45,7 @@ from sae_core.store_rows import (
     search_key,
     token_texts,
     top_places,
+    unpacked_token_ids,
 )
 
 CHUNK_ROWS = 5000
@@ -52,10 +54,13 @@ SEARCHED_EXAMPLES = 10  # how many of a feature's top examples a search looks at
 
 def upsert_sae(connection: sa.Connection, sae: SAEInfo, vocabulary: Vocabulary) -> None:
     """The same SAE again keeps its indexes and labels, also from another folder; a new one of that slug does not."""
-    row = sae_row(sae) | {"model_id": _upserted_model(connection, sae.model, vocabulary)}
+    row = sae_row(sae) | {
+        "model_id": _upserted_model(connection, sae.model, vocabulary),
+        "weights_sha256": weights_digest(sae.weights_path),
+    }
     old = connection.execute(sa.select(saes).where(saes.c.slug == sae.slug)).mappings().one_or_none()
     if old is not None:
-        here = {"sae_id": old["sae_id"], "weights_path": row["weights_path"]}
+        here = {name: row[name] for name in ("weights_path", "weights_sha256")} | {"sae_id": old["sae_id"]}
         if dict(old) | here == row | here:
             connection.execute(sa.update(saes).where(saes.c.sae_id == old["sae_id"]).values(row))
             return
@@ -78,11 +83,16 @@ def insert_index(connection: sa.Connection, records: IndexRecords, *, sae_id: in
     index_id = _inserted_id(connection, indexes, row)
     token_ids = _inserted_contexts(connection, records.contexts, corpus_id=corpus_id)
     texts = _inserted_features(connection, records.features, sae_id=sae_id, index_id=index_id, vocabulary=vocabulary)
-    for its_examples in _inserted_examples(connection, records.examples, index_id=index_id):
+    digest, pointed_at = Digest(), set[int]()
+    for its_examples in _inserted_examples(connection, records.examples, index_id=index_id, digest=digest):
+        pointed_at.update(unpacked_token_ids(its_examples.context_ids))
         texts[its_examples.feature_index] += [
             peak_text(token_ids[context_id], position, vocabulary=vocabulary)
             for context_id, position in top_places(its_examples, most=SEARCHED_EXAMPLES)
         ]
+    written = ((number, token_ids[number]) for number in sorted(pointed_at))
+    sums = {"examples_sha256": digest.hex, "contexts_sha256": contexts_sha256(written)}
+    connection.execute(sa.update(indexes).where(indexes.c.index_id == index_id).values(sums))
     rows = (
         {
             "index_id": index_id,
@@ -174,11 +184,14 @@ def _inserted_features(
 
 
 def _inserted_examples(
-    connection: sa.Connection, new: Iterable[PackedExamples], *, index_id: int
+    connection: sa.Connection, new: Iterable[PackedExamples], *, index_id: int, digest: Digest
 ) -> Iterator[PackedExamples]:
     """What was inserted."""
     for chunk in _chunks(new):
-        connection.execute(sa.insert(examples), [examples_row(own, index_id=index_id) for own in chunk])
+        rows = [examples_row(own, index_id=index_id) for own in chunk]
+        for row in rows:
+            digest.add(row["feature_index"], row["packed"])
+        connection.execute(sa.insert(examples), rows)
         yield from chunk
 
 

@@ -156,7 +156,9 @@ def test_a_database_that_cannot_be_reached_is_said(capsys: pytest.CaptureFixture
     assert "secret" not in error
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["index"], ["serve"], ["demo"]], ids=lambda c: "-".join(c) or "all")
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["index"], ["serve"], ["db"], ["demo"]], ids=lambda c: "-".join(c) or "all"
+)
 def test_help_reads_on_its_own(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([*command, "--help"])
@@ -244,6 +246,23 @@ def test_shards_of_an_index_are_merged_by_commands(
     assert again.examples == merged.examples and again.feature.n_active == merged.feature.n_active > 0
     assert cli.main([*index, "--merge", "--shard", "1/2"]) == 2
     assert cli.main([*index, "--shard", "3/2"]) == 2
+
+
+def test_the_database_is_checked_and_upgraded(
+    model_folder: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["db", "upgrade"]) == 0
+    assert "up to date" in capsys.readouterr().out
+    assert cli.main(train_arguments(model_folder, corpus)) == 0
+    assert cli.main(["index", "mine", "--corpus", str(corpus), "--text-field", "body"]) == 0
+    assert cli.main(["db", "check"]) == 0
+    assert "Everything is as it was written." in capsys.readouterr().out
+    (weights,) = (tmp_path / "home").rglob("sae.safetensors")
+    weights.unlink()
+    assert cli.main(["db", "check"]) == 1
+    assert "The weights of the SAE mine are not in" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["db", "forget"])
 
 
 class running:

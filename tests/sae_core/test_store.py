@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from sae_core import store_engine, store_pages, store_rows, store_writes
-from sae_core.errors import DiskFullError, InputError, NewerDatabaseError, NotFoundError, StoreError
+from sae_core.errors import DiskFullError, InputError, NewerDatabaseError, NotFoundError, OlderDatabaseError, StoreError
 from sae_core.records import TOP_BAND, Feature, FeatureRow, IndexRecords, Vocabulary
 from sae_core.schema import (
     REVISION,
@@ -162,7 +162,9 @@ def test_an_index_from_before_revision_0002_is_kept_with_what_it_did_not_measure
         connection.execute(sa.insert(then.tables["indexes"]).values(known))
     old.close()
 
-    store = Store.open(database_url)
+    with pytest.raises(OlderDatabaseError, match="run `saescope db upgrade`"):
+        Store.open(database_url)
+    store = Store.open(database_url, upgrades=True)
     metrics = store.index("demo").metrics
     kept = ("l0", "fvu", "explained_variance", "ce_recovered", "dead_share", "dense_share", "dense_threshold")
     for field in fields(metrics):
@@ -220,7 +222,7 @@ def test_an_index_from_before_revision_0003_keeps_its_histograms_and_examples(da
             insert("examples", example._asdict() | packed_columns | {"index_id": 1})
     old.close()
 
-    store = Store.open(database_url)
+    store = Store.open(database_url, upgrades=True)
     histogram = store.index("demo").metrics.encoder_decoder_histogram
     assert histogram is not None
     assert (histogram.edges, histogram.counts) == ((-1, -0.5, 0, 0.5, 1), (1, 2, 3, 4))
@@ -454,6 +456,44 @@ def test_a_feature_that_begins_or_ends_a_context_with_half_a_character(store: St
     assert shown.tokens == ("\ufffd", "😀", "", " wife", "\ufffd")
     assert shown.activations == (0.0, 0.0, 3.0, 0.0, 0.0)
     assert len(store.features("demo", q="😀").items) == 1  # although the peak is the emoji's second token
+
+
+def test_a_check_finds_what_was_changed(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    weights = tmp_path / "weights" / "sae.safetensors"
+    weights.write_bytes(b"weights")
+    store.add_sae(make_sae(weights_path=str(weights.parent), d_sae=20), make_vocabulary())
+    store.add_index(make_records(n_features=20))
+    assert store.check() == []
+
+    def damaged(statement: sa.Executable) -> str:
+        with store._database.writing() as connection:
+            connection.execute(statement)
+        return " ".join(store.check())
+
+    weights.write_bytes(b"others")
+    assert "The weights of the SAE demo have changed" in " ".join(store.check())
+    weights.unlink()
+    assert f"The weights of the SAE demo are not in {weights.parent}" in " ".join(store.check())
+    weights.write_bytes(b"weights")
+    assert store.check() == []
+    first = plain(make_records(n_features=20).examples)[0].context_id
+    its = contexts.c.context_id == first
+    said = damaged(sa.update(contexts).where(its).values(token_ids=struct.pack("<2I", 0, 300)))
+    assert said.startswith("Contexts of the index of demo on stories are not as they were written; run `saescope index")
+    said = damaged(sa.delete(contexts).where(its))
+    assert "1 contexts that examples in the index of demo on stories point at are missing" in said
+    for content, expected in (
+        (b"\0\0", "Examples in the index of demo on stories are not as they were written"),
+        (b"\xff\0", "The examples of feature 0 in the index of demo on stories cannot be read"),
+    ):
+        store.add_index(make_records(n_features=20))
+        assert store.check() == []
+        said = damaged(sa.update(examples).where(examples.c.feature_index == 0).values(packed=content))
+        assert expected in said
+    store.add_index(make_records(n_features=20))
+    said = damaged(sa.delete(features).where(features.c.feature_index == 2))
+    assert said.startswith("19 of 20 features are in the index of demo on stories")
 
 
 def test_reindexing_replaces_only_the_same_sae_on_the_same_corpus_name(store: Store) -> None:

@@ -24,6 +24,9 @@ def upgrade() -> None:
         sa.Column("coactive", sa.LargeBinary),
     ):
         op.add_column("features", column)
+    op.add_column("saes", sa.Column("weights_sha256", sa.Text))
+    for name in ("examples_sha256", "contexts_sha256"):
+        op.add_column("indexes", sa.Column(name, sa.Text))
     _write_all_edges("features", "histogram", ("index_id", "feature_index"))
     _write_all_edges("indexes", "encoder_decoder_histogram", ("index_id",))
     _pack_examples()
