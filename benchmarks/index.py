@@ -9,8 +9,9 @@
    and the encoder's product), saescope (from tokens to a database that pages are served from), SAEDashboard for its
    first features. Its time grows with the number of features, so the whole is the measured part times their ratio.
 3. Check saescope's top examples against a sort of all activations, and the maxima of the two against each other.
-4. Planted databases (`benchmarks/store.py`): how fast examples are stored and feature pages read.
-5. Print a card and, last, one line of JSON.
+4. A million features: the collectors fed with planted codes.
+5. Planted databases (`benchmarks/store.py`): how fast examples are stored and feature pages read.
+6. Print a card and, last, one line of JSON.
 """
 
 import argparse
@@ -82,9 +83,10 @@ def main(argv: list[str] | None = None) -> None:
         for number, case in enumerate(cases):
             job = write_job(folder / str(number), case, folder, tokens, n_features=arguments.peer_features)
             results.append(measured(case, job, python if case.with_peer else None))
+        wide = run("planted", "planted codes", planted_job(folder, quick=arguments.quick), Path(sys.executable))
         planted = store.measured(folder, quick=arguments.quick)
-    print(card(results, planted), end="\n\n")
-    print(json.dumps(as_json(results, planted)))
+    print(card(results, wide, planted), end="\n\n")
+    print(json.dumps(as_json(results, wide, planted)))
 
 
 def write_model_and_tokens(folder: Path, n_tokens: int) -> Path:
@@ -155,13 +157,13 @@ def write_job(own: Path, case: Case, folder: Path, tokens: Path, *, n_features: 
 
 def measured(case: Case, job: Job, peer: Path | None) -> dict[str, Any]:
     """What one case cost everybody."""
-    floor = run("floor", case, job, Path(sys.executable))
-    ours = run("ours", case, job, Path(sys.executable))
+    floor = run("floor", case.name, job, Path(sys.executable))
+    ours = run("ours", case.name, job, Path(sys.executable))
     result: dict[str, Any] = {"case": case.name, "floor": floor, "ours": ours}
-    again = run("floor", case, job, Path(sys.executable))
+    again = run("floor", case.name, job, Path(sys.executable))
     result["floor"] = {**floor, "cpu_s": min(floor["cpu_s"], again["cpu_s"])}
     if peer is not None:
-        theirs = run("saedashboard", case, job, peer)
+        theirs = run("saedashboard", case.name, job, peer)
         whole = theirs["cpu_s"] * job.d_sae / job.n_features
         agreeing = np.isclose(theirs.pop("maxima"), ours["maxima"], rtol=2e-3, atol=1e-3)
         result["saedashboard"] = theirs | {"whole_cpu_s": whole, "maxima_agree": float(agreeing.mean())}
@@ -169,9 +171,9 @@ def measured(case: Case, job: Job, peer: Path | None) -> dict[str, Any]:
     return result
 
 
-def run(name: str, case: Case, job: Job, python: Path) -> dict[str, Any]:
+def run(name: str, case: str, job: Job, python: Path) -> dict[str, Any]:
     """The answer of one contestant's process."""
-    _say(f"{case.name}: {name}")
+    _say(f"{case}: {name}")
     path = Path(job.sae).parent / "job.json"
     job.save(path)
     inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -190,7 +192,22 @@ def run(name: str, case: Case, job: Job, python: Path) -> dict[str, Any]:
     return answer
 
 
-def card(results: list[dict[str, Any]], planted: dict[str, Any]) -> str:
+def planted_job(folder: Path, *, quick: bool) -> Job:
+    """A million features on 16,384 contexts of planted codes: 134 firings each."""
+    (folder / "planted").mkdir()
+    return Job(
+        folder=str(folder),
+        sae=str(folder / "planted" / "sae"),
+        tokens="",
+        architecture="planted",
+        layer=0,
+        d_sae=16_384 if quick else 1_000_000,
+        k=64,
+        n_features=512 if quick else 16_384,
+    )
+
+
+def card(results: list[dict[str, Any]], wide: dict[str, Any], planted: dict[str, Any]) -> str:
     lines = [f"saescope index, one thread; {machine()}"]
     for result in results:
         floor, ours = result["floor"], result["ours"]
@@ -212,10 +229,16 @@ def card(results: list[dict[str, Any]], planted: dict[str, Any]) -> str:
                 f"({theirs['cpu_s']:.0f} s for {theirs['n_features']} features; {theirs['peak_gib']:.1f} GiB; "
                 f"same maximum for {theirs['maxima_agree']:.0%})"
             )
+    lines += [
+        "",
+        f"{wide['d_sae']:,} features, planted codes: {wide['entries']:,} activations collected in "
+        f"{wide['collected_s']:.0f} s, {wide['examples']:,} examples made in {wide['examples_s']:.0f} s; "
+        f"{wide['peak_gib']:.1f} GiB",
+    ]
     return "\n".join([*lines, "", store.card(planted)])
 
 
-def as_json(results: list[dict[str, Any]], planted: dict[str, Any]) -> dict[str, Any]:
+def as_json(results: list[dict[str, Any]], wide: dict[str, Any], planted: dict[str, Any]) -> dict[str, Any]:
     first = results[0]
     peers = {"saedashboard": first["saedashboard"]["whole_cpu_s"]} if "saedashboard" in first else {}
     return {
@@ -226,6 +249,7 @@ def as_json(results: list[dict[str, Any]], planted: dict[str, Any]) -> dict[str,
         "peers": peers,
         "quality": {"features_wrong": [result["ours"]["features_wrong"] for result in results]},
         "cases": results,
+        "planted": wide,
         "store": planted,
         "setting": {"context_size": CONTEXT_SIZE, "d_in": D_MODEL, "k": K, "threads": 1},
         "machine": machine(),

@@ -285,7 +285,6 @@ class _Job:
         self.folder.save(collection.state(self.contexts.fingerprint(collection.done)))
 
 
-@torch.inference_mode()
 def feature_records(
     subject: Subject, collection: Collection, contexts: ContextFile, *, config: IndexConfig, created_at: datetime
 ) -> Iterator[Feature]:
@@ -343,6 +342,7 @@ def _token_columns(sampled: evidence.Sampled | None, known: "_Directions", featu
 class _Directions:
     """What follows from the weights, feature by feature."""
 
+    @torch.inference_mode()
     def __init__(self, subject: Subject, config: IndexConfig) -> None:
         model, sae = subject.model, subject.sae
         self._names = [display_strings([token])[0] for token in vocabulary(model.tokenizer).tokens]

@@ -58,8 +58,9 @@ def test_the_card_and_the_json_say_what_was_measured() -> None:
         "page_p95_ms": 2,
     }
     planted = {"sqlite": {"small": page}}
-    text = index.card([result], planted)
+    wide = {"d_sae": 9, "entries": 8, "collected_s": 7.0, "examples": 6, "examples_s": 5.0, "peak_gib": 4.0}
+    text = index.card([result], wide, planted)
     assert "1.20 x the floor" in text and "saescope is 40 x as fast" in text and "100 bytes an example" in text
-    found = json.loads(json.dumps(index.as_json([result], planted)))
+    found = json.loads(json.dumps(index.as_json([result], wide, planted)))
     assert (found["bench"], found["ours"], found["floor"], found["peers"]) == ("index", 12, 10, {"saedashboard": 480})
     assert found["quality"] == {"features_wrong": [0]}
