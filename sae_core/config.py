@@ -12,6 +12,7 @@ from sae_core.errors import ConfigError
 HOOKS = ("resid_pre", "resid_post", "mlp_in", "mlp_out", "attn_out")
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "jumprelu", "gated", "relu")
 PENALISED = ("relu", "gated")  # their sparsity comes from an L1 penalty
+LONGEST_CONTEXT = 65_536  # of an index: positions are packed into 16 bits
 MOST_RANDOM = 100  # firings drawn at random from each feature, whose tokens are counted
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -160,6 +161,10 @@ class IndexConfig:
         _require(
             self.context_size is None or self.context_size >= 2,
             f"context_size is {self.context_size}: a context needs at least 2 tokens",
+        )
+        _require(
+            self.context_size is None or self.context_size <= LONGEST_CONTEXT,
+            f"context_size is {self.context_size}: an index has room for {LONGEST_CONTEXT:,} positions",
         )
         _require(self.top_examples >= 1, f"top_examples is {self.top_examples}: keep at least one")
         for name in ("band_examples", "random_examples", "promoted_tokens", "nearest_features"):

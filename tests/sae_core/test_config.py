@@ -75,6 +75,8 @@ def test_a_bad_value_of_a_training_is_refused_in_one_sentence(
         ({"tokens": 0}, ["tokens is 0"]),
         ({"context_size": 1}, ["context_size is 1"]),
         ({"top_examples": 0}, ["top_examples is 0"]),
+        ({"context_size": 65_537}, ["context_size is 65537", "65,536 positions"]),
+        ({"random_examples": 101}, ["random_examples is 101", "at most 100"]),
         ({"dense_threshold": 0.0}, ["dense_threshold is 0.0"]),
         ({"dense_threshold": 1.5}, ["dense_threshold is 1.5"]),
         ({"batch_contexts": 0}, ["batch_contexts is 0"]),
