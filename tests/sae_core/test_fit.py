@@ -147,7 +147,7 @@ def test_the_learning_rate_rises_holds_and_falls_to_zero() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_learns_about_as_many_features_as_it_is_asked_for(architecture: str) -> None:
-    config = config_of(architecture=architecture, d_sae=80, tokens=64 * 300, learning_rate=3e-2)
+    config = config_of(architecture=architecture, d_sae=80, tokens=64 * 300)
     trainee = trained(Trainee(config, d_in=D_IN), batches_of(300))
     test = batches_of(20, seed=1)
 
@@ -282,7 +282,7 @@ def test_metrics_are_means_since_the_last_reading() -> None:
 
 
 def test_features_count_as_dead_after_a_share_of_the_tokens_and_no_fewer_than_four_batches() -> None:
-    assert Trainee(config_of(tokens=64 * 320), d_in=D_IN).dead_after_tokens == 640
+    assert Trainee(config_of(tokens=64 * 640), d_in=D_IN).dead_after_tokens == 640
     assert Trainee(config_of(tokens=64 * 16), d_in=D_IN).dead_after_tokens == 256
     assert Trainee(config_of(dead_after_tokens=77), d_in=D_IN).dead_after_tokens == 77
 

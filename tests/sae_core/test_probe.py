@@ -15,6 +15,7 @@ from sae_core.records import SAEInfo
 from sae_core.sae import load_sae
 from sae_core.tokens import vocabulary
 from sae_core.tokens_text import display_strings
+from tests.packed import plain
 from tests.planted import dense_encode, random_sae, save_sae
 from tests.tiny import TEXTS
 
@@ -72,21 +73,19 @@ def test_a_probe_of_an_examples_own_text_gives_its_activations(prober: Prober, i
     for number, text in enumerate(TEXTS):
         (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
     config = IndexConfig(slug="random", corpus=(str(tmp_path),), tokens=None, context_size=512)
-    records = build_index(info, config, scratch=tmp_path)
+    records = build_index(info, config, home=tmp_path / "home")
     assert records is not None
     pieces = vocabulary(prober.model.tokenizer).tokens
     contexts = {c.context_id: np.frombuffer(c.token_ids, dtype="<u4").tolist() for c in records.contexts}
     list(records.features)
     compared = 0
-    for example in list(records.examples)[::7]:
+    for example in plain(records.examples)[::7]:
         ids = contexts[example.context_id]
         result = prober.probe("".join(display_strings([pieces[i] for i in ids[1:]])))
         assert [token.token_id for token in result.tokens] == ids
         feature = next(f for f in result.features if f.feature_index == example.feature_index)
-        positions = np.frombuffer(example.positions, dtype="<u2").tolist()
-        values = np.frombuffer(example.values, dtype="<f2").astype(float).tolist()
-        assert list(feature.positions) == positions
-        assert list(feature.activations) == pytest.approx(values, rel=1e-3)
+        assert feature.positions == example.positions
+        assert list(feature.activations) == pytest.approx(example.values, rel=1e-3)
         compared += 1
     assert compared > 20
 

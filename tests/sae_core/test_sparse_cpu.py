@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae_core import sparse_cpu
+from sae_core import compiled, sparse_cpu
 
 both_floats = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
@@ -112,11 +112,11 @@ def test_where_machine_code_cannot_be_kept_it_is_compiled_anyway(monkeypatch: py
 
         return decorate
 
-    monkeypatch.setattr(sparse_cpu, "njit", njit)
+    monkeypatch.setattr(compiled, "njit", njit)
 
     def function() -> int:
         return 3
 
-    assert sparse_cpu._compiled(function) is function
+    assert compiled.compiled(function) is function
     assert [options.get("cache", False) for options in asked] == [True, False]
     assert asked[0] == {**asked[1], "cache": True}
