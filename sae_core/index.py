@@ -19,7 +19,6 @@ needs no database; each process gathers its shard on a GPU of its own.
 """
 
 import argparse
-import hashlib
 import os
 import sys
 import time
@@ -39,6 +38,7 @@ from sae_core.collect import random_keys
 from sae_core.config import IndexConfig
 from sae_core.context_file import ContextFile, text_keys
 from sae_core.corpus import corpus_name
+from sae_core.digests import file_sha256
 from sae_core.errors import ConfigError, SaescopeError
 from sae_core.evaluate import (
     BatchCode,
@@ -185,7 +185,7 @@ class _Job:
         settings["context_size"] = context_size(sae_info, config)
         settings["prefix"] = self.subject.frame.prefix
         settings["dtype"] = self.subject.dtype
-        settings["weights"] = _digest(Path(sae_info.weights_path) / WEIGHTS_FILE)
+        settings["weights"] = file_sha256(Path(sae_info.weights_path) / WEIGHTS_FILE)
         settings["model"] = self.subject.model.info.revision
         self.folder = IndexFolder(
             home,
@@ -386,11 +386,6 @@ class _Directions:
 
     def _name(self, token_id: int) -> str:
         return self._names[token_id] if token_id < len(self._names) else f"[{token_id}]"
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,13 +4,13 @@ The checksums are taken when an index is stored (`store_writes`): over the packe
 and over the number and tokens of every context that an example points at, by number. `Store.check` takes them again.
 """
 
-import hashlib
 import struct
 from collections.abc import Iterable
 from pathlib import Path
 
 import sqlalchemy as sa
 
+from sae_core.digests import Digest, file_sha256
 from sae_core.schema import contexts, corpora, examples, features, indexes, saes
 from sae_core.store_rows import unpacked_examples
 
@@ -18,27 +18,10 @@ WEIGHTS_FILE = "sae.safetensors"
 _CONTEXTS_PER_QUERY = 1000
 
 
-class Digest:
-    """SHA-256 over numbered pieces of bytes."""
-
-    def __init__(self) -> None:
-        self._sum = hashlib.sha256()
-
-    def add(self, number: int, content: bytes) -> None:
-        self._sum.update(b"%d:%d:" % (number, len(content)) + content)
-
-    @property
-    def hex(self) -> str:
-        return self._sum.hexdigest()
-
-
 def weights_digest(weights_path: str) -> str | None:
     """SHA-256 of an SAE's weights; None if there are none."""
     path = Path(weights_path) / WEIGHTS_FILE
-    if not weights_path or not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path) if weights_path and path.is_file() else None
 
 
 def problems(connection: sa.Connection) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from sae_core.digests import Digest
 from sae_core.errors import NotFoundError
 from sae_core.labels import AUTHOR, KIND
 from sae_core.records import (
@@ -31,7 +32,7 @@ from sae_core.records import (
     Vocabulary,
 )
 from sae_core.schema import contexts, corpora, examples, feature_texts, features, indexes, labels, models, saes
-from sae_core.store_check import Digest, contexts_sha256, weights_digest
+from sae_core.store_check import contexts_sha256, weights_digest
 from sae_core.store_rows import (
     context_row,
     corpus_row,
