@@ -74,6 +74,7 @@ def _without_nul(value: str) -> str:
 ShortText = Annotated[str, Field(max_length=200), AfterValidator(_without_nul)]
 Name = Annotated[ShortText | None, BeforeValidator(_empty_is_none)]
 Share = Annotated[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None, BeforeValidator(_empty_is_none)]
+Where = Annotated[Literal["label", "promotes", "fires_on", "examples"] | None, BeforeValidator(_empty_is_none)]
 Index = Annotated[Annotated[int, Field(ge=0, le=LARGEST_INDEX)] | None, BeforeValidator(_empty_is_none)]
 
 
@@ -88,9 +89,14 @@ class FeatureListQuery(CorpusQuery):
     """Which features, in which order, from where."""
 
     sort: Sort = Field(default="-density", description="a minus sign puts the largest first")
-    q: Name = Field(default=None, description="words to look for")
+    q: Name = Field(
+        default=None,
+        description='words, all of which must stand somewhere; the ends of words may be missing; "in quotes" as it is',
+    )
+    within: Where = Field(default=None, description="where to look; default everywhere")
     min_density: Share = Field(default=None, description="least density, a share between 0 and 1")
     max_density: Share = Field(default=None, description="largest density, a share between 0 and 1")
+    min_confidence: Share = Field(default=None, description="least confidence of the automatic label")
     alive: bool = Field(default=True, description="leave out features that never fired")
     after: Name = Field(default=None, description="cursor: `next` of the page before")
     limit: int = Field(default=50, ge=1, le=200, description="features per page")

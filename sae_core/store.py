@@ -17,7 +17,6 @@ import sqlalchemy as sa
 
 from sae_core.errors import NotFoundError
 from sae_core.records import (
-    TOP_BAND,
     Example,
     Feature,
     FeatureDetail,
@@ -32,18 +31,19 @@ from sae_core.records import (
     Vocabulary,
 )
 from sae_core.schema import contexts, corpora, examples, features, indexes, labels, models, saes
+from sae_core.search_terms import clean_text
 from sae_core.store_check import problems
 from sae_core.store_engine import Database
-from sae_core.store_pages import LARGEST_INTEGER, Sort, cursor_after, feature_number, page_statement
+from sae_core.store_pages import LARGEST_INTEGER, Asked, Sort, cursor_after, feature_number, page_rows
 from sae_core.store_rows import (
     PackedExample,
-    clean_text,
     example_record,
     feature_record,
     index_record,
     label_record,
     named_features,
     sae_record,
+    summary_record,
     unpacked_examples,
     vocabulary_record,
 )
@@ -162,36 +162,39 @@ class Store:
         corpus: str | None = None,
         sort: Sort = "-density",
         q: str | None = None,
+        within: str | None = None,
         min_density: float | None = None,
         max_density: float | None = None,
+        min_confidence: float | None = None,
         alive: bool = True,
         after: str | None = None,
         limit: int = 50,
     ) -> FeaturePage:
         """One page of the feature list. `alive` leaves out dead features; `after` is the `next` of the page before.
 
-        `q` is a feature's number, which finds that feature whatever the other filters, or text in its label, its
-        promoted tokens or the peaks of its top examples.
+        `q` is a feature's number, which finds that feature whatever the other filters, or words of which all must
+        stand in its label, its promoted tokens, the tokens that it fires on or the text around the peaks of its top
+        examples (`search_terms`): anywhere, or in the field `within`. `min_confidence` is that of its automatic label.
         """
+        asked = Asked(
+            sort=sort,
+            q=q,
+            within=within,
+            min_density=min_density,
+            max_density=max_density,
+            min_confidence=min_confidence,
+            alive=alive,
+            after=after,
+            limit=limit,
+        )
         with self._database.reading() as connection:
             index = _index_row(connection, slug, corpus=corpus)
-            statement = page_statement(
-                index_id=index["index_id"],
-                sae_id=index["sae_id"],
-                sort=sort,
-                q=q,
-                min_density=min_density,
-                max_density=max_density,
-                alive=alive,
-                after=after,
-                limit=limit,
-            )
             number = feature_number(q)
             rows: Sequence[sa.RowMapping] = (
                 [] if number is None else _feature_rows(connection, index["index_id"], [number])
             )
             if not rows:
-                rows = connection.execute(statement).mappings().all()
+                rows = page_rows(connection, asked, index_id=index["index_id"], sae_id=index["sae_id"])
             shown = rows[:limit]
             return FeaturePage(
                 items=self._listed(connection, shown, index=index),
@@ -241,9 +244,13 @@ class Store:
         vocabulary = self._vocabulary(connection, index)
         numbers = [row["feature_index"] for row in rows]
         top = _examples(connection, index, numbers, vocabulary=vocabulary, n_top=EXAMPLES_IN_LISTS)
+        shown = _labels(connection, index["sae_id"], numbers)
         return tuple(
-            FeatureRow(feature=feature, examples=tuple(top.get(feature.feature_index, ())))
-            for feature in _feature_records(connection, rows, index=index, vocabulary=vocabulary)
+            FeatureRow(
+                feature=summary_record(row, vocabulary=vocabulary, labels=shown),
+                examples=tuple(top.get(row["feature_index"], ())),
+            )
+            for row in rows
         )
 
     def _vocabulary(self, connection: sa.Connection, row: sa.RowMapping) -> Vocabulary:
@@ -365,8 +372,7 @@ def _examples(
         query = sa.select(examples.c.feature_index, examples.c.packed)
         query = query.where(examples.c.index_id == index["index_id"], examples.c.feature_index.in_(some))
         for row in connection.execute(query):
-            its_examples = unpacked_examples(row.feature_index, row.packed)
-            packed += [e for e in its_examples if n_top is None or (e.band == TOP_BAND and e.rank < n_top)]
+            packed += unpacked_examples(row.feature_index, row.packed, n_top=n_top)
     its_contexts: dict[int, sa.RowMapping] = {}
     for some in _chunked({example.context_id for example in packed}):
         wanted = (contexts.c.corpus_id == index["corpus_id"], contexts.c.context_id.in_(some))
