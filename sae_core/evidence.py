@@ -175,8 +175,8 @@ def sampled_tokens(
 
 
 def _first(owners: NDArray[np.int64], rows: NDArray[Any], *, by: str, n: int) -> Columns:
-    """The SHOWN_TOKENS rows of each of n owners with the largest `by`; of equal ones the lower id first."""
-    order = np.lexsort((rows["token_id"], -rows[by].astype(np.float64), owners))
+    """The SHOWN_TOKENS rows of each of n owners with the largest `by`; of equal ones the first."""
+    order = np.lexsort((-rows[by].astype(np.float64), owners))
     owners, rows = owners[order], rows[order]
     counts = np.bincount(owners, minlength=n)
     ranks = np.arange(len(owners)) - (np.cumsum(counts) - counts)[owners]

@@ -12,6 +12,7 @@ be missing. Terms that touch ("a_b", "中文"), and what stands in "double quote
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 FIELDS = ("label", "promotes", "fires_on", "examples")  # in which a search can look
@@ -83,6 +84,7 @@ def _last(phrase: Phrase, weight: str) -> str:
     return phrase.terms[-1] + (f":{marks}" if marks else "")
 
 
+@lru_cache(maxsize=1 << 16)
 def _written(term: str) -> str:
     term = term[:LONGEST_TERM]
     if term.isascii() and term.isalnum():
