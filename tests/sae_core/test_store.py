@@ -587,6 +587,44 @@ def test_readers_never_see_half_an_index(database_url: str, monkeypatch: pytest.
     writer.close(), reader.close()
 
 
+def test_a_writer_that_is_killed_leaves_the_old_index_and_no_lock(database_url: str) -> None:
+    store = make_store(database_url)
+    before = everything(store)
+    code = (
+        "import sys, time\n"
+        "from dataclasses import replace\n"
+        "from sae_core.store import Store\n"
+        "from tests.factories import make_records\n"
+        "records = make_records(seed=9)\n"
+        "def examples():\n"
+        "    for number, own in enumerate(records.examples):\n"
+        "        if number == 150:\n"
+        "            print('half', flush=True)\n"
+        "            time.sleep(60)\n"
+        "        yield own\n"
+        "Store.open(sys.argv[1]).add_index(replace(records, examples=examples()))\n"
+    )
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code, database_url], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "half\n"
+    assert everything(store) == before  # readers do not wait for the writer
+    writer.kill()
+    writer.communicate()
+    store.close()
+    store = Store.open(database_url)
+    assert everything(store) == before and search_problems(store) == []
+    records = make_records(seed=9)
+    store.add_index(records)
+    shown = {
+        row.feature.feature_index: row.feature.max_activation for row in walk(store, corpus="stories", alive=False)
+    }
+    assert shown == {feature.feature_index: feature.max_activation for feature in records.features}
+    assert search_problems(store) == []
+    store.close()
+
+
 def test_a_full_disk(database_url: str) -> None:
     store = Store.open(database_url)
     store.add_sae(make_sae(), make_vocabulary())
