@@ -381,8 +381,9 @@ def unpacked_token_ids(token_ids: bytes) -> tuple[int, ...]:
 
 def token_texts(token_ids: Sequence[int], *, vocabulary: Vocabulary) -> list[str]:
     """Display strings of consecutive tokens. A model may have more ids than its tokenizer has tokens: "[50300]"."""
+    known = vocabulary.texts
     try:
-        texts = [vocabulary.texts[i] for i in token_ids]
+        texts = [known[i] for i in token_ids]
     except IndexError:
         texts = [None]
     if None not in texts:  # most of them
