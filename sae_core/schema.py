@@ -29,6 +29,7 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     event,
+    text,
 )
 
 REVISION = "0004"  # the newest file of migrations/versions
@@ -174,16 +175,15 @@ features = Table(
     Column("promoted_share", Double),
     Column("coactive", LargeBinary),  # (feature_index uint32, together uint32, jaccard float32), the strongest first
 )
-# Lists are read in index order, either way round; density last lets a list by maximum drop the dead without a look at
-# the table.
+# Lists are read in index order, either way round; density last lets the other lists drop the dead without a look at the
+# table.
 Index("features_by_density", features.c.index_id, features.c.density, features.c.feature_index)
-Index(
-    "features_by_max_activation",
-    features.c.index_id,
-    features.c.max_activation,
-    features.c.feature_index,
-    features.c.density,
-)
+for name, column in (
+    ("features_by_max_activation", features.c.max_activation),
+    ("features_by_mean_activation", features.c.mean_activation),
+    ("features_by_cosine", features.c.encoder_decoder_cosine),
+):
+    Index(name, features.c.index_id, column, features.c.feature_index, features.c.density)
 
 # What a search looks in, as terms; see store_search, also for what each database adds to find it.
 feature_texts = Table(
@@ -198,6 +198,9 @@ feature_texts = Table(
     Column("examples", Text, nullable=False),  # around the peaks of the first top examples
     UniqueConstraint("index_id", "feature_index"),
 )
+
+LABEL_KEY = "substr(label, 1, 64)"  # of the whole label an index would not take
+Index("feature_texts_by_label", feature_texts.c.index_id, text(LABEL_KEY), feature_texts.c.feature_index)
 
 FEATURE_SEARCH = "feature_search"  # SQLite's index of those texts
 for dialect, statement in (
@@ -238,3 +241,4 @@ labels = Table(
     Column("score", Double),
     Column("created_at", UtcDateTime, nullable=False),
 )
+Index("labels_by_score", labels.c.sae_id, labels.c.kind, labels.c.score, labels.c.feature_index)

@@ -19,16 +19,28 @@ import sqlalchemy as sa
 from sae_core import store_search
 from sae_core.errors import InputError
 from sae_core.records import FeatureSummary
-from sae_core.schema import feature_texts, features, labels
+from sae_core.schema import LABEL_KEY, feature_texts, features, labels
 from sae_core.search_terms import FIELDS, Phrase, phrases
 
-Sort = Literal["density", "-density", "max", "-max", "index", "-index"]
+Sort = Literal[
+    "density", "-density", "max", "-max", "mean", "-mean", "cosine", "-cosine", "label", "-label",
+    "confidence", "-confidence", "index", "-index",
+]  # fmt: skip
 MAX_LIMIT = 1000
 MAX_SEARCH_CHARACTERS = 200
 LARGEST_INTEGER = 2**31 - 1  # what an integer column holds
 
 _LISTED = [features.c[field.name] for field in fields(FeatureSummary) if field.name != "label"]
-_SORT_COLUMNS = {"density": features.c.density, "max": features.c.max_activation, "index": features.c.feature_index}
+_BY_LABEL = sa.literal_column(LABEL_KEY.replace("label", "feature_texts.label"), sa.Text)
+_SORT_COLUMNS: dict[str, sa.ColumnElement[Any]] = {
+    "density": features.c.density,
+    "max": features.c.max_activation,
+    "mean": features.c.mean_activation,
+    "cosine": features.c.encoder_decoder_cosine,  # of the feature's encoder and decoder directions
+    "label": _BY_LABEL,  # of those that have one, as their terms
+    "confidence": labels.c.score,  # of those with an automatic label that has one
+    "index": features.c.feature_index,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +72,11 @@ class Asked:
             raise InputError(f"A search has at most {MAX_SEARCH_CHARACTERS} characters; shorten it.")
 
     @property
-    def column(self) -> sa.Column[Any]:
+    def column(self) -> sa.ColumnElement[Any]:
         column = _SORT_COLUMNS.get(self.sort.removeprefix("-"))
         if column is None:
-            raise InputError(
-                f'A feature list has no order "{self.sort}"; choose density, max or index, with - for descending.'
-            )
+            known = ", ".join(_SORT_COLUMNS)
+            raise InputError(f'A feature list has no order "{self.sort}"; choose {known}, with - for descending.')
         return column
 
     @property
@@ -73,7 +84,7 @@ class Asked:
         return self.sort.startswith("-")
 
     @property
-    def last(self) -> tuple[float, int] | None:
+    def last(self) -> tuple[float | str, int] | None:
         """Sort value and number of the last feature of the page before."""
         return None if self.after is None else _decoded(self.after, sort=self.sort)
 
@@ -108,13 +119,24 @@ def page_statement(connection: sa.Connection, asked: Asked, *, index_id: int, sa
     if asked.min_confidence is not None:
         conditions.append(_is_confident(features.c.feature_index, asked.min_confidence, sae_id=sae_id))
     at_least, at_most = asked.density(column if column is features.c.density else _unindexed(features.c.density))
-    keys = [column] if column is features.c.feature_index else [column, features.c.feature_index]
+    query = sa.select(*_LISTED, column.label("sorted_by"))
+    number: sa.ColumnElement[int] = features.c.feature_index
+    if column is _BY_LABEL:
+        number = feature_texts.c.feature_index
+        query = query.join(feature_texts, _SAME_FEATURE)
+        conditions += [feature_texts.c.index_id == index_id, column > ""]
+    elif column is labels.c.score:
+        number = labels.c.feature_index
+        query = query.join(labels, labels.c.feature_index == features.c.feature_index)
+        conditions += [labels.c.sae_id == sae_id, labels.c.kind == "automatic", column.is_not(None)]
+    elif column is features.c.encoder_decoder_cosine:
+        conditions.append(column.is_not(None))
+    keys = [column] if column is number else [column, number]
     if last is not None:
         here, there = sa.tuple_(*keys), sa.tuple_(*last[-len(keys) :])
         conditions.append(here < there if asked.falls else here > there)
     order = [key.desc() if asked.falls else key.asc() for key in keys]
-    query = sa.select(*_LISTED).where(*conditions, *at_least, *at_most)
-    return query.order_by(*order).limit(asked.limit + 1)
+    return query.where(*conditions, *at_least, *at_most).order_by(*order).limit(asked.limit + 1)
 
 
 def _found_by_density(
@@ -122,7 +144,7 @@ def _found_by_density(
     asked: Asked,
     wanted: list[Phrase],
     *,
-    last: tuple[float, int] | None,
+    last: tuple[float | str, int] | None,
     index_id: int,
     sae_id: int,
 ) -> sa.Select[Any] | None:
@@ -136,13 +158,15 @@ def _found_by_density(
     if asked.min_confidence is not None:
         found = found.where(_is_confident(feature_texts.c.feature_index, asked.min_confidence, sae_id=sae_id))
     few = found.order_by(key.asc() if asked.falls else key.desc()).limit(asked.limit + 1).subquery()
-    query = sa.select(*_LISTED).join(few, features.c.feature_index == few.c.feature_index)
+    query = sa.select(*_LISTED, features.c.density.label("sorted_by")).join(
+        few, features.c.feature_index == few.c.feature_index
+    )
     order = few.c.search_id.asc() if asked.falls else few.c.search_id.desc()
     return query.where(features.c.index_id == index_id).order_by(order)
 
 
 def _span(
-    connection: sa.Connection, asked: Asked, *, last: tuple[float, int] | None, index_id: int
+    connection: sa.Connection, asked: Asked, *, last: tuple[float | str, int] | None, index_id: int
 ) -> tuple[int, int] | None:
     """The first and last key that the density and the page before leave; None if there is none."""
 
@@ -184,20 +208,29 @@ def feature_number(q: str | None) -> int | None:
 
 
 def cursor_after(row: sa.RowMapping, *, sort: Sort) -> str:
-    value = row[_SORT_COLUMNS[sort.removeprefix("-")].name]
-    content = json.dumps([sort, value, row["feature_index"]], separators=(",", ":"))
+    content = json.dumps([sort, row["sorted_by"], row["feature_index"]], separators=(",", ":"))
     return base64.urlsafe_b64encode(content.encode()).decode().rstrip("=")
 
 
-def _decoded(cursor: str, *, sort: Sort) -> tuple[float, int]:
+def _decoded(cursor: str, *, sort: Sort) -> tuple[float | str, int]:
     wrong = InputError("This link to a page of the list is damaged or of another order; start at the first page.")
     try:
         content = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except (ValueError, RecursionError) as error:
         raise wrong from error
     match content:
+        case [str() as its_sort, str() as value, int() as feature_index] if (
+            its_sort == sort
+            and _SORT_COLUMNS[sort.removeprefix("-")] is _BY_LABEL
+            and value.isascii()
+            and "\0" not in value
+            and not isinstance(feature_index, bool)
+            and 0 <= feature_index <= LARGEST_INTEGER
+        ):
+            return value, feature_index
         case [str() as its_sort, float() | int() as value, int() as feature_index] if (
             its_sort == sort
+            and _SORT_COLUMNS[sort.removeprefix("-")] is not _BY_LABEL
             and not isinstance(value, bool)
             and abs(value) < math.inf
             and abs(value) <= 1e300

@@ -1,4 +1,4 @@
-"""Searches by terms, in the full-text index of each database, in the order of density."""
+"""Searches by terms, in the full-text index of each database, in the order of density; more orders of lists."""
 
 import re
 import struct
@@ -40,6 +40,12 @@ def upgrade() -> None:
             ["index_id"], ["indexes.index_id"], name="fk_feature_texts_index_id", ondelete="CASCADE"
         ),
     )
+    op.create_index(
+        "feature_texts_by_label", "feature_texts", ["index_id", sa.text("substr(label, 1, 64)"), "feature_index"]
+    )
+    op.create_index("labels_by_score", "labels", ["sae_id", "kind", "score", "feature_index"])
+    for name, column in (("mean_activation", "mean_activation"), ("cosine", "encoder_decoder_cosine")):
+        op.create_index(f"features_by_{name}", "features", ["index_id", column, "feature_index", "density"])
     for start in range(0, len(rows), _ROWS_PER_CHUNK):
         connection.execute(sa.insert(table), rows[start : start + _ROWS_PER_CHUNK])
     if connection.dialect.name == "sqlite":
