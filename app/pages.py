@@ -7,6 +7,7 @@ from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Resp
 from starlette.concurrency import run_in_threadpool
 
 from app import charts, provenance
+from app.changes import author_of
 from app.deps import (
     LONGEST_TEXT,
     CorpusParams,
@@ -26,6 +27,8 @@ from app.probing import chosen_index, probe_report, probe_view
 from app.rendering import STATIC, absolute, page, query_without, url
 from sae_core.errors import SaescopeError
 from sae_core.records import SAESummary
+
+MAX_OFFERED_LISTS = 100  # on a feature's page, to add it to: those that changed last
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -91,6 +94,7 @@ def feature_page(
         detail=detail, feature=detail.feature, chart=charts.activation_chart(detail.feature),
         groups=example_groups(detail.feature, detail.examples, signs=query.breaks, has_bos=has_bos),
         description=unfurled(detail.feature, detail.examples), permalink=absolute(request, str(request.url.path)),
+        lists=store.lists()[:MAX_OFFERED_LISTS], held=store.lists_with(slug, feature_index), author=author_of(request),
     )  # fmt: skip
 
 

@@ -11,7 +11,6 @@ order, a title, a description or a note says which version of it they have seen,
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -169,7 +168,7 @@ def bare_items(connection: sa.Connection, list_id: str) -> list[ListItem]:
     return [_item_record(row, made=made) for row in rows]
 
 
-def _item_record(row: Mapping[str, Any], *, made: Mapping[str, datetime]) -> ListItem:
+def _item_record(row: sa.RowMapping, *, made: Mapping[str, datetime]) -> ListItem:
     slug, now = row["slug"], made.get(row["slug"])
     problem = None
     if now is None:
@@ -206,7 +205,7 @@ def _item_row(connection: sa.Connection, list_id: str, item_id: int) -> sa.RowMa
     return row
 
 
-def _place(row: Mapping[str, Any]) -> tuple[str, int, str | None]:
+def _place(row: sa.RowMapping) -> tuple[str, int, str | None]:
     return row["slug"], row["feature_index"], row["corpus"]
 
 

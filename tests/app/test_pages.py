@@ -29,6 +29,7 @@ PAGES = [
     "/saes/demo/probe",
     "/saes/demo/probe?text=the+%3Cscript%3Ealert(1)%3C/script%3E+%E4%B8%AD&feature=3&token=2",
     "/saes/unindexed/probe?text=the+king",
+    "/lists",
     "/glossary",
     "/docs",
 ]
@@ -44,6 +45,7 @@ class Checked(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.addresses: list[str] = []
+        self.posted_to: list[str] = []
         self.refused: list[str] = []
         self.ids: list[str] = []
         self.alternate: str | None = None
@@ -54,6 +56,8 @@ class Checked(HTMLParser):
         given = dict(attrs)
         if tag not in VOID:
             self.open.append(tag)
+        if given.get("method") == "post":
+            self.posted_to.append(given.pop("action") or "")
         self.addresses += [given[name] or "" for name in ("src", "href", "action", "srcset") if name in given]
         self.refused += [name for name in given if name.startswith("on") or name == "style"]
         if tag == "style" or (tag == "script" and "src" not in given and given.get("type") != "application/json"):
@@ -108,6 +112,14 @@ def test_links_within_the_site_lead_somewhere(client: TestClient) -> None:
     for whole in addresses.values():
         if whole != "/probe":  # a form's address, which needs its fields
             assert client.get(whole).status_code == 200, whole
+
+
+def test_forms_are_sent_to_where_they_are_read(client: TestClient) -> None:
+    posted_to = {address for path in PAGES for address in Checked(client.get(path).text).posted_to}
+    assert posted_to >= {"/lists", "/lists/add", "/saes/demo/features/0/label"}
+    for address in posted_to:
+        refused = client.post(address, content=b"{}", headers={"content-type": "application/json"})
+        assert refused.status_code == 422 and "takes a form" in refused.text, address
 
 
 def test_home_lists_saes_with_their_metrics(client: TestClient) -> None:
