@@ -156,7 +156,7 @@ def test_what_people_write_shows_as_itself(client: TestClient, store: Store) -> 
     list_id = store.add_list(title=HOSTILE, description=HOSTILE, author=HOSTILE)
     store.add_list_item(list_id, "demo", 0, note=HOSTILE, author=HOSTILE)
     store.add_labels("demo", {0: make_label(HOSTILE, author=HOSTILE)})
-    for path in ("/lists", f"/lists/{list_id}", "/saes/demo/features/0"):
+    for path in ("/lists", f"/lists/{list_id}", "/saes/demo/features/0", "/saes/demo/features/0/embed"):
         text = client.get(path).text
         checked = Checked(text)
         assert (checked.refused, checked.open) == ([], []), path

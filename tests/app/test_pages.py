@@ -29,6 +29,7 @@ PAGES = [
     "/saes/demo/probe",
     "/saes/demo/probe?text=the+%3Cscript%3Ealert(1)%3C/script%3E+%E4%B8%AD&feature=3&token=2",
     "/saes/unindexed/probe?text=the+king",
+    "/saes/demo/features/0/embed?parts=tokens&parts=histogram&theme=dark&height=300",
     "/lists",
     "/glossary",
     "/docs",

@@ -1,4 +1,4 @@
-"""Lists, labels and exported files in a real browser."""
+"""Lists, labels, embedded features and exported files in a real browser."""
 
 import re
 from collections.abc import Iterator
@@ -127,6 +127,25 @@ def test_a_label_is_edited_by_keyboard_and_removed(page: Page) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text("Feature 1 the sea, 海 and ships")
 
 
+def test_an_embedded_feature_follows_its_switches(page: Page) -> None:
+    page.emulate_media(color_scheme="light")
+    page.goto("/saes/demo/features/1")
+    page.get_by_role("link", name="embed").click()
+    page.get_by_label("tokens").check()
+    page.get_by_label("statistics").uncheck()
+    page.get_by_label("theme=").select_option("dark")
+    page.get_by_label("height=").fill("333")
+    page.get_by_label("examples=").fill("2")
+    page.get_by_role("button", name="Show").click()
+    code = page.locator("#code").input_value()
+    assert 'height="333"' in code
+    (address,) = re.findall(r'src="([^"]+)"', code)
+    page.goto(address.replace("&amp;", "&"))
+    assert page.locator(".example").count() == 2 and page.locator(".panel").count() == 2
+    assert page.locator(".facts").count() == 0
+    assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(25, 24, 22)"
+
+
 def test_an_exported_file_opens_offline_and_asks_for_nothing(
     browser: Browser, page: Page, list_id: str, tmp_path: Path
 ) -> None:
@@ -163,7 +182,7 @@ def test_an_exported_file_opens_offline_and_asks_for_nothing(
 
 def test_a_small_phone_shows_no_sideways_scroll(phone: Page, list_id: str) -> None:
     phone.set_viewport_size({"width": 360, "height": 740})
-    for path in (f"/lists/{list_id}", "/lists", "/saes/demo/features/1"):
+    for path in (f"/lists/{list_id}", "/lists", "/saes/demo/features/1", "/saes/demo/features/1/embed"):
         phone.goto(path)
         for details in phone.locator("details").all():
             details.evaluate("details => { details.open = true; }")
