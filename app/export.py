@@ -20,6 +20,7 @@ from sae_core.records import FeatureDetail, FeatureList, IndexInfo, ListItem, SA
 from sae_core.store import Store
 
 MAX_FEATURES = 300
+EXPRESSIONS_A_PIECE = 5000  # of the template: about 100 kB; a piece for each would take a server minutes to send
 REACHES = ("short", "medium")  # the rest of a context is left out: it would make the file three times as large
 TERMS_USED = (
     "activation", "around", "band", "coactive", "confidence", "copies", "dead", "density", "encoder_decoder",
@@ -140,10 +141,12 @@ def _pieces(
 ) -> Iterator[str]:
     environment = make_environment(version=version, glossary="")
     anchors = {(entry.slug, entry.feature_index): entry.anchor for entry in entries}
-    return environment.get_template("export.html").generate(
+    pieces = environment.get_template("export.html").stream(
         title=title, found=found, entries=entries, anchors=anchors, sections=_sections(store, entries),
         styles=Markup((STATIC / "style.css").read_text(encoding="utf-8")), terms_used=TERMS_USED,
     )  # fmt: skip
+    pieces.enable_buffering(EXPRESSIONS_A_PIECE)
+    return pieces
 
 
 def _sections(store: Store, entries: Sequence[Entry]) -> Iterator[Section]:

@@ -67,6 +67,12 @@ def test_it_asks_for_nothing_and_its_own_links_lead_somewhere(store: Store) -> N
     assert {"feature-0", "feature-7", "density", "band", "copies"} <= links
 
 
+def test_it_comes_in_few_pieces(store: Store) -> None:
+    """Each piece of an answer costs a server about a millisecond."""
+    pieces = list(exported_features(store, "demo", range(20), corpus=None, version="1"))
+    assert len(pieces) < 20 and sum(map(len, pieces)) > 500_000
+
+
 def test_features_on_the_corpus_asked_for(store: Store) -> None:
     text = exported(store, 7, corpus="stories")
     assert "“stories”" in text and "poems" not in text

@@ -304,6 +304,31 @@ def test_embedded_feature_is_bare(client: TestClient) -> None:
     assert "words for a spouse" in page
 
 
+def test_embedded_feature_has_the_parts_asked_for(client: TestClient) -> None:
+    page = client.get("/saes/demo/features/0?embed=1&parts=histogram,tokens&theme=dark&examples=3").text
+    assert '<html lang="en" data-theme="dark">' in page
+    assert page.count('<section class="panel">') == 3 and "<dl" not in page and 'class="example"' not in page
+    assert '<span class="label">' not in page
+    page = client.get("/saes/demo/features/0?embed=1&parts=examples&examples=3").text
+    assert page.count('class="example"') == 3 and "data-theme" not in page
+    assert client.get("/saes/demo/features/0?embed=1&parts=nope").status_code == 422
+
+
+def test_the_code_that_embeds_leads_to_what_it_says(client: TestClient) -> None:
+    query = "?parts=examples&parts=label&theme=dark&height=300&corpus=stories&examples=8"
+    twin = client.get("/api/saes/demo/features/0/embed" + query).json()
+    assert twin["url"] == (
+        "http://testserver/saes/demo/features/0?embed=1&corpus=stories&parts=examples,label&theme=dark"
+    )
+    assert unescape(re.findall(r'src="([^"]+)"', twin["html"])[0]) == twin["url"]
+    assert 'height="300"' in twin["html"]
+    page = client.get("/saes/demo/features/0/embed" + query).text
+    assert twin["html"] in unescape(page)
+    assert '<iframe class="preview" src="/saes/demo/features/0?embed=1&amp;' in page
+    assert '<html lang="en">' in page  # the theme is the embedded page's alone
+    assert client.get(twin["url"]).status_code == 200
+
+
 def test_feature_unfurls(client: TestClient) -> None:
     page = client.get("/saes/demo/features/1").text
     assert '<meta property="og:title" content="the sea, 海 and ships · demo #1">' in page
