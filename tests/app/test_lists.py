@@ -288,6 +288,12 @@ def test_a_persons_label_is_shown_above_the_automatic_one_and_removed_again(clie
     assert '<span class="label">the sea, 海 and ships</span></h1>' in page and "Remove this label" not in page
 
 
+@pytest.mark.parametrize("author", ["saescope", "describer", "\u202e\u200b", "<b>"])
+def test_a_person_may_have_any_name(client: TestClient, author: str) -> None:
+    page = client.post("/saes/demo/features/1/label", data={"text": "ships", "author": author})
+    assert page.status_code == 200 and f"label by {author}, <time" in unescape(page.text)
+
+
 def test_labels_by_json(client: TestClient) -> None:
     path = "/api/saes/demo/features/5/label"
     answer = client.put(path, json={"text": "five", "author": ""}).json()
