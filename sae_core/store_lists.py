@@ -9,6 +9,7 @@ order, a title, a description or a note says which version of it they have seen,
 """
 
 import secrets
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -229,7 +230,7 @@ def _touch(connection: sa.Connection, list_id: str, **changed: str) -> None:
 
 def _texts(*, title: str, description: str) -> dict[str, str]:
     title = _checked("title", " ".join(title.split()))
-    if not title:
+    if not any(unicodedata.category(letter)[0] in "LNPS" for letter in title):  # something that can be seen
         raise InputError("The list has no title; write what it collects.")
     return {"title": title, "description": _checked("description", description)}
 

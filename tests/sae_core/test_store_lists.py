@@ -182,8 +182,9 @@ def test_a_new_index_is_shown_where_no_corpus_was_asked_for(filled: Store) -> No
 def test_what_cannot_be_is_refused_in_a_sentence(filled: Store, refuses: Refuses) -> None:
     list_id = made(filled, 5)
     (item_id,) = ids(filled.feature_list(list_id))
-    with refuses(InputError, "no title"):
-        filled.add_list(title=" \n")
+    for nothing in ("", " \n", "\u200b\u202e"):
+        with refuses(InputError, "no title"):
+            filled.add_list(title=nothing)
     for name, most in MAX_CHARACTERS.items():
         with refuses(InputError, name, f"{most + 1:,}"):
             long = "x" * (most + 1)
