@@ -17,6 +17,7 @@ LARGEST_INDEX = 2**31 - 1
 LONGEST_TEXT = 200_000  # characters; the limit in tokens is the model worker's
 ProbeSort = Literal["strength", "rarity", "share"]
 Width = Literal["short", "medium", "full"]
+Part = Literal["label", "statistics", "histogram", "tokens", "examples"]
 
 
 def get_store(request: Request) -> Store:
@@ -88,6 +89,9 @@ class CorpusQuery(BaseModel):
     corpus: Name = Field(default=None, description="name of the corpus; default the newest index")
 
 
+EMBEDDED_PARTS: list[Part] = ["label", "statistics", "examples"]
+
+
 class FeatureListQuery(CorpusQuery):
     """Which features, in which order, from where."""
 
@@ -115,12 +119,25 @@ class FeaturePageQuery(FeatureListQuery):
         return self.model_dump(exclude={"view"})
 
 
+def _split(value: object) -> object:
+    """`parts=a,b` says the same as `parts=a&parts=b`, which is what a form sends."""
+    values = value if isinstance(value, list) else [value]
+    return [part for one in values for part in str(one).split(",") if part]
+
+
 class FeatureQuery(CorpusQuery):
-    """How a feature page shows its examples."""
+    """How a feature page shows its examples; and where it is embedded in another page, what is shown of it."""
 
     width: Width = "short"
     breaks: bool = False
     embed: bool = False
+    parts: Annotated[list[Part], BeforeValidator(_split)] = Field(default=[], description="default: EMBEDDED_PARTS")
+    examples: int = Field(default=8, ge=1, le=20)
+    theme: Annotated[Literal["light", "dark"] | None, BeforeValidator(_empty_is_none)] = None
+
+    @property
+    def shown_parts(self) -> list[Part]:
+        return self.parts or EMBEDDED_PARTS
 
 
 class ProbeQuery(CorpusQuery):

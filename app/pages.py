@@ -7,6 +7,7 @@ from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Resp
 from starlette.concurrency import run_in_threadpool
 
 from app import charts, provenance
+from app.changes import author_of
 from app.deps import (
     LONGEST_TEXT,
     CorpusParams,
@@ -34,6 +35,7 @@ ORDERS = [
     ("-cosine", "largest encoder·decoder"), ("cosine", "smallest encoder·decoder"), ("index", "number"),
     ("-index", "number, last first"),
 ]  # fmt: skip
+MAX_OFFERED_LISTS = 100  # on a feature's page, to add it to: those that changed last
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -102,6 +104,7 @@ def feature_page(
         detail=detail, feature=detail.feature, chart=charts.activation_chart(detail.feature),
         groups=example_groups(detail.feature, detail.examples, signs=query.breaks, has_bos=has_bos),
         description=unfurled(detail.feature, detail.examples), permalink=absolute(request, str(request.url.path)),
+        lists=store.lists()[:MAX_OFFERED_LISTS], held=store.lists_with(slug, feature_index), author=author_of(request),
     )  # fmt: skip
 
 

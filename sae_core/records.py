@@ -357,6 +357,7 @@ class FeatureDetail:
     examples: tuple[Example, ...]  # ordered by band, then rank
     previous: int | None
     following: int | None
+    labels: tuple[Label, ...] = ()  # all of them, a person's first: the first is the one shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -411,3 +412,51 @@ class ProbeResult:
     tokens: tuple[ProbeToken, ...]
     features: tuple[ProbeFeature, ...]
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListSummary:
+    """A list of features that people collect, without its items."""
+
+    list_id: str
+    title: str
+    description: str
+    author: str
+    created_at: datetime
+    updated_at: datetime
+    version: int  # goes up by one with every change but those of notes
+    n_items: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListItem:
+    """A feature in a list. Where `problem` says why, the feature is not there to be shown: the rest is None."""
+
+    item_id: int
+    slug: str
+    feature_index: int
+    corpus: str | None  # as asked for when it was added; None stands for the newest index
+    note: str
+    author: str  # who added it, or changed the note last
+    created_at: datetime
+    updated_at: datetime
+    version: int  # of the note
+    label_then: str | None  # what it was called when it was added
+    measured_on: CorpusInfo | None = None
+    feature: Feature | None = None
+    examples: tuple[Example, ...] = ()
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureList:
+    """A list with its items in order."""
+
+    list_id: str
+    title: str
+    description: str
+    author: str
+    created_at: datetime
+    updated_at: datetime
+    version: int
+    items: tuple[ListItem, ...]

@@ -1,8 +1,9 @@
-"""The tables: models, corpora, contexts, saes, indexes, features, examples, labels. Read and written by `store` alone.
+"""The tables: models, corpora, contexts, saes, indexes, features, examples, labels, lists. Read and written by `store`
+alone.
 
     models ──< saes ──< indexes >── corpora ──< contexts
                 │          └──< features, feature_texts, examples
-                └──< labels
+                └──< labels                                          lists ──< list_items
 
 Numbers by the hundred are packed, little-endian (`store_rows`), so an example costs tens of bytes. A change here needs
 a new file in `migrations/versions` and its number in `REVISION`; a test compares the two.
@@ -32,7 +33,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0004"  # the newest file of migrations/versions
+REVISION = "0005"  # the newest file of migrations/versions
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -242,3 +243,37 @@ labels = Table(
     Column("created_at", UtcDateTime, nullable=False),
 )
 Index("labels_by_score", labels.c.sae_id, labels.c.kind, labels.c.score, labels.c.feature_index)
+
+# What people collect. It outlives the SAEs that it names, so an item holds their slugs and not their rows.
+lists = Table(
+    "lists",
+    metadata,
+    Column("list_id", Text, primary_key=True),  # as in its address: random, so that it cannot be guessed
+    Column("title", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("version", Integer, nullable=False),  # goes up by one with every change but those of notes
+)
+
+list_items = Table(
+    "list_items",
+    metadata,
+    Column("item_id", Integer, primary_key=True),
+    Column("list_id", ForeignKey("lists.list_id", ondelete="CASCADE"), nullable=False),
+    Column("position", Integer, nullable=False),  # ascending, with gaps
+    Column("slug", Text, nullable=False),
+    Column("sae_created_at", UtcDateTime, nullable=False),  # tells the SAE from a later one of the same slug
+    Column("feature_index", Integer, nullable=False),
+    Column("corpus", Text),  # NULL: whatever index is newest
+    Column("label", Text),  # what the feature was called when it was added
+    Column("note", Text, nullable=False),
+    Column("author", Text, nullable=False),  # who added it, or changed the note last
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("version", Integer, nullable=False),  # goes up by one with every change of the note
+    sqlite_autoincrement=True,  # an id is never used twice, so an old page cannot change another item
+)
+Index("list_items_by_position", list_items.c.list_id, list_items.c.position)
+Index("list_items_by_feature", list_items.c.slug, list_items.c.feature_index)

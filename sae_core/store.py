@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Self
 
 import sqlalchemy as sa
@@ -20,12 +21,15 @@ from sae_core.records import (
     Example,
     Feature,
     FeatureDetail,
+    FeatureList,
     FeaturePage,
     FeaturePoint,
     FeatureRow,
     IndexInfo,
     IndexRecords,
     Label,
+    ListItem,
+    ListSummary,
     SAEInfo,
     SAESummary,
     Vocabulary,
@@ -34,6 +38,19 @@ from sae_core.schema import contexts, corpora, examples, features, indexes, labe
 from sae_core.search_terms import clean_text
 from sae_core.store_check import problems
 from sae_core.store_engine import Database
+from sae_core.store_lists import (
+    bare_items,
+    insert_item,
+    insert_list,
+    list_summaries,
+    move_item,
+    one_summary,
+    order_items,
+    remove_item,
+    remove_list,
+    update_list,
+    update_note,
+)
 from sae_core.store_pages import LARGEST_INTEGER, Asked, Sort, cursor_after, feature_number, page_rows
 from sae_core.store_rows import (
     PackedExample,
@@ -47,7 +64,7 @@ from sae_core.store_rows import (
     unpacked_examples,
     vocabulary_record,
 )
-from sae_core.store_writes import insert_index, remove_sae, upsert_labels, upsert_sae
+from sae_core.store_writes import insert_index, remove_label, remove_sae, upsert_labels, upsert_sae
 
 CACHED_VOCABULARIES = 4  # about 10 MB each
 EXAMPLES_IN_LISTS = 2
@@ -113,6 +130,95 @@ class Store:
             sae = _sae_row(connection, slug)
             upsert_labels(connection, labels, sae_id=sae["sae_id"], d_sae=sae["d_sae"])
 
+    def delete_label(self, slug: str, feature_index: int) -> None:
+        """Removes a person's label, so that the automatic one, if there is one, is shown again."""
+        with self._database.writing() as connection:
+            remove_label(connection, feature_index, sae_id=_sae_row(connection, slug)["sae_id"])
+
+    # Lists: `store_lists` says what they promise
+
+    def lists(self) -> list[ListSummary]:
+        """All lists, last changed first."""
+        with self._database.reading() as connection:
+            return list_summaries(connection)
+
+    def lists_with(self, slug: str, feature_index: int) -> list[ListSummary]:
+        """The lists that hold this feature, last changed first."""
+        with self._database.reading() as connection:
+            return list_summaries(connection, holding=(_sae_row(connection, slug), feature_index))
+
+    def feature_list(self, list_id: str) -> FeatureList:
+        with self._database.reading() as connection:
+            summary, items = one_summary(connection, list_id), bare_items(connection, list_id)
+            return FeatureList(
+                list_id=summary.list_id,
+                title=summary.title,
+                description=summary.description,
+                author=summary.author,
+                created_at=summary.created_at,
+                updated_at=summary.updated_at,
+                version=summary.version,
+                items=self._shown(connection, items),
+            )
+
+    def add_list(self, *, title: str, description: str = "", author: str = "") -> str:
+        """Returns the new list's id."""
+        with self._database.writing() as connection:
+            return insert_list(connection, title=title, description=description, author=author)
+
+    def change_list(self, list_id: str, *, title: str, description: str, version: int | None = None) -> None:
+        with self._database.writing() as connection:
+            update_list(connection, list_id, title=title, description=description, version=version)
+
+    def delete_list(self, list_id: str) -> None:
+        with self._database.writing() as connection:
+            remove_list(connection, list_id)
+
+    def add_list_item(
+        self,
+        list_id: str,
+        slug: str,
+        feature_index: int,
+        *,
+        corpus: str | None = None,
+        note: str = "",
+        author: str = "",
+    ) -> int:
+        """Puts a feature that is indexed at the end of a list; returns the new item's id."""
+        with self._database.writing() as connection:
+            index = _index_row(connection, slug, corpus=corpus)
+            if not _feature_rows(connection, index["index_id"], [feature_index]):
+                raise _unknown_feature(index, feature_index)
+            label = _labels(connection, index["sae_id"], [feature_index]).get(feature_index)
+            return insert_item(
+                connection,
+                list_id,
+                sae=_sae_row(connection, slug),
+                feature_index=feature_index,
+                corpus=corpus,
+                label=label.text if label else None,
+                note=note,
+                author=author,
+            )
+
+    def change_list_note(
+        self, list_id: str, item_id: int, *, note: str, author: str = "", version: int | None = None
+    ) -> None:
+        with self._database.writing() as connection:
+            update_note(connection, list_id, item_id, note=note, author=author, version=version)
+
+    def delete_list_item(self, list_id: str, item_id: int) -> None:
+        with self._database.writing() as connection:
+            remove_item(connection, list_id, item_id)
+
+    def move_list_item(self, list_id: str, item_id: int, *, by: int) -> None:
+        with self._database.writing() as connection:
+            move_item(connection, list_id, item_id, by=by)
+
+    def order_list(self, list_id: str, item_ids: Sequence[int], *, version: int) -> None:
+        with self._database.writing() as connection:
+            order_items(connection, list_id, item_ids, version=version)
+
     # Reads
 
     def saes(self) -> list[SAESummary]:
@@ -144,9 +250,7 @@ class Store:
             vocabulary = self._vocabulary(connection, index)
             rows = _feature_rows(connection, index["index_id"], [feature_index])
             if not rows:
-                raise NotFoundError(
-                    f'The SAE "{slug}" has no feature {feature_index}; its features are 0 to {index["d_sae"] - 1}.'
-                )
+                raise _unknown_feature(index, feature_index)
             its_examples = _examples(connection, index, [feature_index], vocabulary=vocabulary)
             place = {"index_id": index["index_id"], "feature_index": feature_index}
             previous, following = connection.execute(_NEIGHBOURS_OF, place).one()
@@ -155,6 +259,7 @@ class Store:
                 examples=tuple(its_examples.get(feature_index, ())),
                 previous=previous,
                 following=following,
+                labels=_all_labels(connection, index["sae_id"], feature_index),
             )
 
     def features(
@@ -254,6 +359,31 @@ class Store:
             )
             for row in rows
         )
+
+    def _shown(self, connection: sa.Connection, items: Sequence[ListItem]) -> tuple[ListItem, ...]:
+        """The items of a list with what their places hold, a place at a time."""
+        shown = {item.item_id: item for item in items}
+        for slug, corpus in {(item.slug, item.corpus) for item in items if item.problem is None}:
+            own = [item for item in items if (item.slug, item.corpus) == (slug, corpus) and item.problem is None]
+            try:
+                index = _index_row(connection, slug, corpus=corpus)
+            except NotFoundError as error:
+                shown.update((item.item_id, replace(item, problem=str(error))) for item in own)
+                continue
+            rows = _feature_rows(connection, index["index_id"], {item.feature_index for item in own})
+            vocabulary = self._vocabulary(connection, index)
+            known = _feature_records(connection, rows, index=index, vocabulary=vocabulary)
+            found = {feature.feature_index: feature for feature in known}
+            top = _examples(connection, index, found, vocabulary=vocabulary, n_top=EXAMPLES_IN_LISTS)
+            measured_on = index_record(index).corpus
+            for item in own:
+                feature, its_examples = found.get(item.feature_index), tuple(top.get(item.feature_index, ()))
+                shown[item.item_id] = (
+                    replace(item, measured_on=measured_on, feature=feature, examples=its_examples)
+                    if feature
+                    else replace(item, problem=f'The index on "{measured_on.name}" does not have this feature.')
+                )
+        return tuple(shown.values())
 
     def _vocabulary(self, connection: sa.Connection, row: sa.RowMapping) -> Vocabulary:
         """Of the model that a row of `_SAES` or `_INDEXES` names."""
@@ -372,6 +502,11 @@ def _index_row(connection: sa.Connection, slug: str, *, corpus: str | None) -> s
     )
 
 
+def _unknown_feature(index: sa.RowMapping, feature_index: int) -> NotFoundError:
+    last = index["d_sae"] - 1
+    return NotFoundError(f'The SAE "{index["slug"]}" has no feature {feature_index}; its features are 0 to {last}.')
+
+
 def _feature_rows(connection: sa.Connection, index_id: int, feature_indexes: Collection[int]) -> list[sa.RowMapping]:
     rows: list[sa.RowMapping] = []
     for some in _chunked(feature_indexes):
@@ -394,6 +529,12 @@ def _labels(connection: sa.Connection, sae_id: int, feature_indexes: Collection[
         for row in connection.execute(_LABELS_OF, {"sae_id": sae_id, "some": some}).mappings():
             found[row["feature_index"]] = label_record(row)
     return found
+
+
+def _all_labels(connection: sa.Connection, sae_id: int, feature_index: int) -> tuple[Label, ...]:
+    """Of one feature, the one that is shown first."""
+    rows = connection.execute(_LABELS_OF, {"sae_id": sae_id, "some": [feature_index]}).mappings().all()
+    return tuple(map(label_record, reversed(rows)))
 
 
 def _examples(

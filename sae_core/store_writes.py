@@ -106,6 +106,13 @@ def upsert_labels(connection: sa.Connection, new: Mapping[int, Label], *, sae_id
     store_search.refresh_labels(connection, sae_id, list(new))
 
 
+def remove_label(connection: sa.Connection, feature_index: int, *, sae_id: int) -> None:
+    """A person's: the automatic one stays. Nothing happens where there is none."""
+    same = (labels.c.sae_id == sae_id, labels.c.feature_index == feature_index, labels.c.kind == "human")
+    connection.execute(sa.delete(labels).where(*same))
+    store_search.refresh_labels(connection, sae_id, [feature_index])
+
+
 def _upserted_model(connection: sa.Connection, model: ModelInfo, vocabulary: Vocabulary) -> int:
     row = model_row(model, vocabulary)
     same = (models.c.model_name == row["model_name"], models.c.revision == row["revision"])

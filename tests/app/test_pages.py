@@ -33,6 +33,8 @@ PAGES = [
     "/saes/demo/probe",
     "/saes/demo/probe?text=the+%3Cscript%3Ealert(1)%3C/script%3E+%E4%B8%AD&feature=3&token=2",
     "/saes/unindexed/probe?text=the+king",
+    "/saes/demo/features/0/embed?parts=tokens&parts=histogram&theme=dark&height=300",
+    "/lists",
     "/glossary",
     "/docs",
 ]
@@ -48,6 +50,7 @@ class Checked(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.addresses: list[str] = []
+        self.posted_to: list[str] = []
         self.refused: list[str] = []
         self.ids: list[str] = []
         self.alternate: str | None = None
@@ -58,6 +61,8 @@ class Checked(HTMLParser):
         given = dict(attrs)
         if tag not in VOID:
             self.open.append(tag)
+        if given.get("method") == "post":
+            self.posted_to.append(given.pop("action") or "")
         self.addresses += [given[name] or "" for name in ("src", "href", "action", "srcset") if name in given]
         self.refused += [name for name in given if name.startswith("on") or name == "style"]
         if tag == "style" or (tag == "script" and "src" not in given and given.get("type") != "application/json"):
@@ -112,6 +117,14 @@ def test_links_within_the_site_lead_somewhere(client: TestClient) -> None:
     for whole in addresses.values():
         if whole != "/probe":  # a form's address, which needs its fields
             assert client.get(whole).status_code == 200, whole
+
+
+def test_forms_are_sent_to_where_they_are_read(client: TestClient) -> None:
+    posted_to = {address for path in PAGES for address in Checked(client.get(path).text).posted_to}
+    assert posted_to >= {"/lists", "/lists/add", "/saes/demo/features/0/label"}
+    for address in posted_to:
+        refused = client.post(address, content=b"{}", headers={"content-type": "application/json"})
+        assert refused.status_code == 422 and "takes a form" in refused.text, address
 
 
 def test_home_lists_saes_with_their_metrics(client: TestClient) -> None:
@@ -336,6 +349,31 @@ def test_embedded_feature_is_bare(client: TestClient) -> None:
     assert "<header" not in page
     assert "<footer" not in page
     assert "words for a spouse" in page
+
+
+def test_embedded_feature_has_the_parts_asked_for(client: TestClient) -> None:
+    page = client.get("/saes/demo/features/0?embed=1&parts=histogram,tokens&theme=dark&examples=3").text
+    assert '<html lang="en" data-theme="dark">' in page
+    assert page.count('<section class="panel">') == 3 and "<dl" not in page and 'class="example"' not in page
+    assert '<span class="label">' not in page
+    page = client.get("/saes/demo/features/0?embed=1&parts=examples&examples=3").text
+    assert page.count('class="example"') == 3 and "data-theme" not in page
+    assert client.get("/saes/demo/features/0?embed=1&parts=nope").status_code == 422
+
+
+def test_the_code_that_embeds_leads_to_what_it_says(client: TestClient) -> None:
+    query = "?parts=examples&parts=label&theme=dark&height=300&corpus=stories&examples=8"
+    twin = client.get("/api/saes/demo/features/0/embed" + query).json()
+    assert twin["url"] == (
+        "http://testserver/saes/demo/features/0?embed=1&corpus=stories&parts=examples,label&theme=dark"
+    )
+    assert unescape(re.findall(r'src="([^"]+)"', twin["html"])[0]) == twin["url"]
+    assert 'height="300"' in twin["html"]
+    page = client.get("/saes/demo/features/0/embed" + query).text
+    assert twin["html"] in unescape(page)
+    assert '<iframe class="preview" src="/saes/demo/features/0?embed=1&amp;' in page
+    assert '<html lang="en">' in page  # the theme is the embedded page's alone
+    assert client.get(twin["url"]).status_code == 200
 
 
 def test_feature_unfurls(client: TestClient) -> None:

@@ -2,7 +2,8 @@
 
     make screenshots        # or: python -m tests.browser.screenshots [--home DIR] [--out DIR]
 
-Serves the SAE of `saescope demo` (run that first); look at the pictures after every change to a page.
+Serves the SAE of `saescope demo` (run that first), and the list that changed last, if there is one; look at the
+pictures after every change to a page.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,6 +21,7 @@ from playwright.sync_api import sync_playwright
 from app.demo import SLUG
 from app.main import create_app
 from app.settings import Settings
+from sae_core.store import Store
 from tests.browser.conftest import FLAGS, browser_executable
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +54,11 @@ def main() -> None:
         "docs": "/docs",
         "error": f"{here}/features/999999",
     }
-    with served(Settings.from_env(home=arguments.home)) as address, sync_playwright() as playwright:
+    settings = Settings.from_env(home=arguments.home)
+    with closing(Store.open(settings.database_url)) as store:
+        for found in store.lists()[:1]:
+            pages["list"] = f"/lists/{found.list_id}"
+    with served(settings) as address, sync_playwright() as playwright:
         executable = browser_executable(playwright.chromium.executable_path)
         browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         for scheme in ("light", "dark"):

@@ -250,7 +250,7 @@ PATHS = [
     "/", "/saes/demo", "/saes/unindexed", "/saes/demo/features", "/saes/demo/features/1",
     "/saes/demo/features/1?width=full&breaks=1", "/saes/demo/features/1?embed=1",
     "/saes/demo/probe", "/saes/demo/probe?text=" + "averyveryverylongwordwithoutanyspace" * 8 + "+king&token=2",
-    "/glossary", "/docs",
+    "/saes/demo/features/1/embed", "/lists", "/glossary", "/docs",
 ]  # fmt: skip
 
 
