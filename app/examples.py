@@ -158,15 +158,17 @@ def example_view(example: Example, *, scale: float, signs: bool = False, has_bos
     )
 
 
-def one_line(example: Example, *, scale: float, has_bos: bool = False) -> LineView:
-    """The tokens around the peak that fit a line of a list; line breaks become signs, indentation is left out."""
+def one_line(
+    example: Example, *, scale: float, has_bos: bool = False, before: int = LINE_BEFORE, after: int = LINE_AFTER
+) -> LineView:
+    """The tokens around the peak, so many characters before and after it, as a line of a list has them: line breaks
+    become signs, indentation is left out."""
     start = end = example.position
-    before = after = 0
-    while start > has_bos and before < LINE_BEFORE:
+    while start > has_bos and before > 0:
         start -= 1
-        before += len(example.tokens[start])
-    while end < len(example.tokens) and after < LINE_AFTER:
-        after += len(example.tokens[end])
+        before -= len(example.tokens[start])
+    while end < len(example.tokens) and after > 0:
+        after -= len(example.tokens[end])
         end += 1
     views = token_views(example, scale=scale, span=(start, end))
     cut = [replace(view, text=_on_one_line(view.text), original=None) for view in views]
