@@ -10,10 +10,11 @@ from importlib import metadata
 from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
-from app import api, pages
+from app import api, compare, pages
 from app.body_limit import BodyLimit
 from app.error_pages import add_error_pages
 from app.inference import Inference, ModelWorker
+from app.matches import MatchCache
 from app.points import PointsCache
 from app.rendering import STATIC, HashedStaticFiles, make_environment
 from app.settings import Settings
@@ -42,11 +43,14 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.state.store = store if store is not None else own_store
     app.state.inference = inference
     app.state.points = PointsCache()
+    app.state.matches = MatchCache()
     app.state.templates = make_environment(version=version)
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.include_router(pages.router)
     app.include_router(api.router)
+    app.include_router(compare.router)
+    app.include_router(compare.api)
     app.include_router(api.health)
     app.mount("/static", HashedStaticFiles(directory=STATIC), name="static")
     add_error_pages(app)

@@ -22,6 +22,7 @@ from app.deps import (
     StoreDep,
 )
 from app.examples import example_groups, list_rows, unfurled
+from app.pareto import sae_among_its_like
 from app.probing import chosen_index, probe_report, probe_view
 from app.rendering import STATIC, absolute, page, query_without, url
 from sae_core.errors import SaescopeError
@@ -53,6 +54,7 @@ def sae_page(request: Request, store: StoreDep, points: PointsDep, slug: Slug, q
         train_command=provenance.train_command(summary.sae),
         index_command=provenance.index_command(index) if index else None,
         settings_rows=provenance.settings_rows(summary.sae.config),
+        like=sae_among_its_like(store, summary, index) if index else None,
         charts_url=url(f"/api/saes/{slug}/charts", corpus=query.corpus),
     )  # fmt: skip
 

@@ -218,12 +218,20 @@ def density_differences(
         if pooled * min(n_tokens_a, n_tokens_b) < LEAST_EXPECTED:
             n_rare += x + y > 0
             continue
-        difference = _density_difference(point.feature_index, x, y, n_tokens_a, n_tokens_b, pooled)
-        ratios.append(difference.log2_ratio)
-        if abs(difference.z) < LEAST_Z:
+        density_a, density_b = x / n_tokens_a, y / n_tokens_b
+        error = math.sqrt(pooled * (1 - pooled) * (1 / n_tokens_a + 1 / n_tokens_b))
+        z = (density_a - density_b) / error if error > 0 else 0.0  # 0: active on every token of both
+        ratio = math.log2((x + 0.5) / (n_tokens_a + 1) / ((y + 0.5) / (n_tokens_b + 1)))
+        ratios.append(ratio)
+        if abs(z) < LEAST_Z:
             n_alike += 1
-        else:
-            different.append(difference)
+            continue
+        different.append(
+            DensityDifference(
+                feature_index=point.feature_index, n_a=x, n_b=y, density_a=density_a, density_b=density_b,
+                log2_ratio=ratio, z=z,
+            )
+        )  # fmt: skip
     different.sort(key=lambda d: (-abs(d.log2_ratio), d.feature_index))
     return DensityDifferences(
         more_on_a=tuple(d for d in different if d.z > 0),
@@ -278,22 +286,6 @@ def _bounds(feature: Feature) -> tuple[float, float]:
     promoted = [w.weight for w in feature.promoted_tokens]
     suppressed = [w.weight for w in feature.suppressed_tokens]
     return max(suppressed, default=-math.inf), min(promoted, default=math.inf)
-
-
-def _density_difference(
-    feature_index: int, x: int, y: int, n_tokens_a: int, n_tokens_b: int, pooled: float
-) -> DensityDifference:
-    density_a, density_b = x / n_tokens_a, y / n_tokens_b
-    error = math.sqrt(pooled * (1 - pooled) * (1 / n_tokens_a + 1 / n_tokens_b))
-    return DensityDifference(
-        feature_index=feature_index,
-        n_a=x,
-        n_b=y,
-        density_a=density_a,
-        density_b=density_b,
-        log2_ratio=math.log2((x + 0.5) / (n_tokens_a + 1)) - math.log2((y + 0.5) / (n_tokens_b + 1)),
-        z=(density_a - density_b) / error if error > 0 else 0.0,
-    )
 
 
 def _ratio_histogram(ratios: Sequence[float]) -> Histogram:

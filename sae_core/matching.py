@@ -1,6 +1,7 @@
 """Decoder directions of two saved SAEs beside each other, with numpy alone: pages compare SAEs without loading torch.
 
     decoder_cosine    of two features: two rows are read
+    closest_match     of one feature among another SAE's
     best_matches      for every feature of one SAE the feature of the other with the largest cosine, and the reverse
 
 1. Rows are read from the safetensors file in blocks, made float32 and of unit norm; a block of one SAE times a block of
@@ -72,10 +73,19 @@ class Decoder:
 def decoder_cosine(a: Decoder, feature_a: int, b: Decoder, feature_b: int) -> float:
     """Of two features' decoder directions. Raises InputError where they are not in spaces of the same width."""
     _check_widths(a, b)
-    for decoder, feature_index in ((a, feature_a), (b, feature_b)):
-        if feature_index >= decoder.d_sae:
-            raise WeightsError(f"The weights in {decoder.folder} have no feature {feature_index}; index the SAE again.")
-    return float((a.unit_rows(feature_a, feature_a + 1) * b.unit_rows(feature_b, feature_b + 1)).sum())
+    return float((_unit_row(a, feature_a) * _unit_row(b, feature_b)).sum())
+
+
+def closest_match(a: Decoder, feature_a: int, b: Decoder) -> Match:
+    """The feature of b whose direction is closest to this one of a. Raises InputError where widths differ."""
+    _check_widths(a, b)
+    row, best = _unit_row(a, feature_a), Match(feature_index=feature_a, other_index=0, cosine=-1.0)
+    for theirs, directions in b.blocks(_features(b, None)):
+        cosines = directions @ row[0]  # (theirs,)
+        at = int(cosines.argmax())
+        if cosines[at] > best.cosine:
+            best = Match(feature_index=feature_a, other_index=int(theirs[at]), cosine=min(1.0, float(cosines[at])))
+    return best
 
 
 def best_matches(
@@ -125,6 +135,13 @@ def _closest(mine: Decoder, features: Numbers, other: Decoder, among: Numbers) -
             for i, j, c in zip(chosen.tolist(), at.tolist(), np.clip(best, -1, 1).tolist(), strict=True)
         ]
     return tuple(found)
+
+
+def _unit_row(decoder: Decoder, feature_index: int) -> Rows:
+    """(1, width)."""
+    if feature_index >= decoder.d_sae:
+        raise WeightsError(f"The weights in {decoder.folder} have no feature {feature_index}; index the SAE again.")
+    return decoder.unit_rows(feature_index, feature_index + 1)
 
 
 def _check_widths(a: Decoder, b: Decoder) -> None:
