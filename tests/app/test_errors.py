@@ -33,6 +33,8 @@ BAD_ADDRESSES = [
     ("/saes/demo/probe?text=" + "word+" * 300, 413),
     ("/saes/nope/probe?text=king", 404),
     ("/saes/demo/nope", 404),
+    ("/compare?a=demo/x&b=demo", 422),
+    ("/compare?a=demo/0&b=demo/300", 404),
 ]
 
 

@@ -29,6 +29,11 @@ PAGES = [
     "/saes/demo/probe",
     "/saes/demo/probe?text=the+%3Cscript%3Ealert(1)%3C/script%3E+%E4%B8%AD&feature=3&token=2",
     "/saes/unindexed/probe?text=the+king",
+    "/compare",
+    "/compare?a=demo/0",
+    "/compare?a=demo/0&b=demo/1",
+    "/compare?a=demo&b=unindexed",
+    "/compare?a=demo@stories&b=demo@poems",
     "/glossary",
     "/docs",
 ]
