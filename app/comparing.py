@@ -33,7 +33,7 @@ from sae_core.comparison import (
     shared_contexts,
     token_differences,
 )
-from sae_core.errors import BusyError, InputError, NotFoundError, WeightsError
+from sae_core.errors import InputError, NotFoundError, WeightsError
 from sae_core.records import CoactiveFeature, Feature, FeaturePoint, IndexInfo, SAEInfo
 from sae_core.store import Store
 
@@ -165,7 +165,7 @@ def _sae_comparison(
     sides = [_sae_side(sae, index) for sae, index in (a, b)]
     try:
         found = matches.matches(store, points, a=a, b=b)
-    except (WeightsError, InputError, BusyError) as error:
+    except (WeightsError, InputError) as error:
         return SAEComparison(
             a=sides[0], b=sides[1], least=least, chance=None, is_sample=False, problem=str(error), notes=(), best=(),
             unmatched_a=(), unmatched_b=(),

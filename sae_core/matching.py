@@ -24,8 +24,8 @@ from sae_core.store_check import WEIGHTS_FILE
 
 MOST_WORK = 10**11  # multiplications: a few seconds on two cores
 LEAST_SAMPLE = 50  # features; fewer say too little
-BLOCK_ROWS = 4096
-BLOCK_BYTES = 32 << 20
+BLOCK_ROWS = 2048
+BLOCK_BYTES = 16 << 20
 
 Rows = NDArray[np.float32]
 Numbers = NDArray[np.int64]
@@ -48,23 +48,28 @@ class Decoder:
 
     def unit_rows(self, start: int, stop: int) -> Rows:
         """Rows from `start` to before `stop`, each divided by its norm; a zero row stays zero."""
-        try:
-            rows: Rows = np.asarray(self._rows[start:stop], dtype=np.float32)
-        except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise self._damaged() from error
-        norms: Any = np.linalg.norm(rows, axis=1, keepdims=True)
-        unit: Rows = rows / np.maximum(norms, 1e-12)
-        return unit
+        return _unit(self._read(start, stop))
 
     def blocks(self, features: Numbers) -> Iterator[tuple[Numbers, Rows]]:
-        """These features (ascending) and their unit rows, block by block."""
+        """These features (ascending) and their unit rows. Where few are asked for, a block gathers them from afar."""
         size = max(1, min(BLOCK_ROWS, BLOCK_BYTES // (4 * self.width)))
+        numbers: list[Numbers] = []
+        rows: list[Rows] = []
         for start in range(0, self.d_sae, size):
             stop = min(start + size, self.d_sae)
             first, last = np.searchsorted(features, [start, stop])
             if first < last:
-                chosen = features[first:last]
-                yield chosen, self.unit_rows(start, stop)[chosen - start]
+                numbers.append(features[first:last])
+                rows.append(_unit(self._read(start, stop)[numbers[-1] - start]))
+            if rows and (sum(map(len, rows)) >= size or stop == self.d_sae):
+                yield np.concatenate(numbers), np.concatenate(rows)
+                numbers, rows = [], []
+
+    def _read(self, start: int, stop: int) -> Rows:
+        try:
+            return np.asarray(self._rows[start:stop], dtype=np.float32)
+        except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise self._damaged() from error
 
     def _damaged(self) -> WeightsError:
         return WeightsError(f"The weights in {self.folder} cannot be read; put back what was trained.")
@@ -135,6 +140,12 @@ def _closest(mine: Decoder, features: Numbers, other: Decoder, among: Numbers) -
             for i, j, c in zip(chosen.tolist(), at.tolist(), np.clip(best, -1, 1).tolist(), strict=True)
         ]
     return tuple(found)
+
+
+def _unit(rows: Rows) -> Rows:
+    norms: Any = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: Rows = rows / np.maximum(norms, 1e-12)
+    return unit
 
 
 def _unit_row(decoder: Decoder, feature_index: int) -> Rows:

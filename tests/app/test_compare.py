@@ -327,6 +327,15 @@ def test_matches_are_computed_once_and_again_when_a_file_changes(
     assert len(calls) == 3
 
 
+def test_a_busy_server_says_so_and_keeps_what_was_asked(asked: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading.BoundedSemaphore, "acquire", lambda *args, **kwargs: False)
+    monkeypatch.setattr(asked.app.state.matches, "_kept", {})  # type: ignore[attr-defined]
+    page, twin = asked.get("/compare?a=demo&b=other"), asked.get("/api/compare?a=demo&b=other")
+    assert page.status_code == twin.status_code == 503
+    assert twin.headers["retry-after"] == "5"
+    assert "try again in a few seconds" in page.text and 'name="a" value="demo"' in page.text
+
+
 def test_many_comparisons_at_once_are_told_to_come_back(compared_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
