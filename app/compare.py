@@ -78,10 +78,10 @@ def compare(store: StoreDep, points: PointsDep, matches: MatchesDep, query: Comp
 @api.get("/saes/{slug}/pareto", summary="An SAE among those of the same model, hook and text")
 def sae_pareto(store: StoreDep, slug: Slug, query: CorpusParams) -> Pareto:
     summary = store.sae(slug)
-    index = chosen_index(summary, corpus=query.corpus)
-    if index is None:
-        raise NotFoundError(f'The SAE "{slug}" is not indexed yet; run `saescope index {slug} --corpus …`.')
-    return pareto(store.saes(), sae=summary.sae, index=index)
+    found = pareto(store, summary, chosen_index(summary, corpus=query.corpus))
+    if found is None:
+        raise NotFoundError(f'The SAE "{slug}" was not measured yet; run `saescope index {slug} --corpus …`.')
+    return found
 
 
 def _answer(store: Store, points: PointsDep, matches: MatchesDep, query: CompareQuery) -> Answer:

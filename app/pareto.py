@@ -1,21 +1,23 @@
-"""An SAE among its like: FVU and CE recovered against L0, for all SAEs of one model, hook and text.
+"""An SAE among its like: FVU, CE recovered and L0 of all SAEs of one model and hook that were measured on one text.
 
-An SAE is on the front of a plot if none that has at most its L0 is better.
+What was measured comes from the indexes, or from what `saescope sweep` left beside the weights, whichever has the more
+SAEs on the text of the one in question. An SAE is on the front if none that has at most its L0 is better.
 """
 
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
-from app.charts import Tick
+from app.card import as_json
 from app.compare_views import Measure, measures
-from app.numbers import number
-from app.rendering import url
-from sae_core.records import IndexInfo, SAEInfo, SAESummary
+from sae_core.disk import saving
+from sae_core.records import Evaluation, IndexInfo, SAEInfo, SAESummary
 from sae_core.store import Store
 
-WIDTH, HEIGHT = 420.0, 230.0
-LABEL_GAP = 14.0  # between the baselines of labels that would overlap
+EVALUATION_FILE = "evaluation.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,119 +34,110 @@ class ParetoPoint:
     is_this: bool
     fvu_on_front: bool
     ce_on_front: bool | None
+    page_corpus: str | None  # the corpus with which its page shows these numbers; None: they are a sweep's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pareto:
     """The SAEs that read the same place of the same model and were measured on the same text, by L0.
 
-    `n_other_text` more were indexed on other text alone, `n_unindexed` on none.
+    `n_elsewhere` more of that place were not measured on this text.
     """
 
     slug: str
     corpus: str
+    n_tokens: int
+    source: Literal["index", "sweep"]
     items: tuple[ParetoPoint, ...]
-    n_other_text: int
-    n_unindexed: int
+    n_elsewhere: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
-    """A point of the plot: a circle, filled on the front, or a diamond for the SAE whose page it is."""
+class OwnCorpora:
+    """An SAE's several corpora in columns, the one that is looked at first."""
 
-    x: float
-    y: float
-    slug: str
-    href: str
-    title: str
-    is_this: bool
-    on_front: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Series:
-    """SAEs of one kind, joined by a line in the order of L0, with their name beside the last."""
-
-    name: str
-    path: str
-    x: float
-    y: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plot:
-    """A scatter plot in a box of `width` by `height`; y grows downwards, as SVG has it."""
-
-    width: float
-    height: float
-    marks: tuple[Mark, ...]
-    series: tuple[Series, ...]
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]  # their `x` is the height at which they stand
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Like:
-    """What the SAE page shows beside the SAE: others in two plots and a table, and its own corpora in columns."""
-
-    found: Pareto
-    plots: tuple[tuple[str, Plot], ...]  # the term on the vertical axis, and the plot
     corpora: tuple[IndexInfo, ...]
-    measures: tuple[Measure, ...]  # empty where there is one corpus
+    measures: tuple[Measure, ...]
 
 
-def sae_among_its_like(store: Store, summary: SAESummary, index: IndexInfo) -> Like:
-    found = pareto(store.saes(), sae=summary.sae, index=index)
-    plots = [("fvu", fvu_plot(found)), ("ce_recovered", ce_plot(found))]
-    corpora = (index, *(other for other in summary.indexes if other.index_id != index.index_id))
-    return Like(
-        found=found,
-        plots=tuple((term, plot) for term, plot in plots if plot),
-        corpora=corpora,
-        measures=tuple(measures(corpora)) if len(corpora) > 1 else (),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """What a plot needs of an index or an evaluation."""
+
+    fingerprint: str
+    corpus: str
+    n_tokens: int
+    l0: float
+    fvu: float
+    ce_recovered: float | None
+    page_corpus: str | None
+
+
+def save_evaluation(evaluation: Evaluation, *, folder: Path) -> None:
+    """Beside an SAE's weights, whole or not at all."""
+    new = folder / f"{EVALUATION_FILE}.new"
+    with saving(folder):
+        new.write_text(as_json(evaluation) + "\n", encoding="utf-8")
+        new.replace(folder / EVALUATION_FILE)
+
+
+def pareto(store: Store, summary: SAESummary, index: IndexInfo | None) -> Pareto | None:
+    """Of the texts on which this SAE was measured, that of `index` and the sweep's, the one that more SAEs were
+    measured on; None if it was measured on none."""
+    sae = summary.sae
+    alike = [s for s in store.saes() if (s.sae.model, s.sae.hook_name) == (sae.model, sae.hook_name)]
+    of_indexes = [(s.sae, _of_index(i)) for s in alike for i in reversed(s.indexes)]  # the newest last
+    of_sweeps = [(s.sae, m) for s in alike if (m := _of_sweep(s.sae)) is not None]
+    own_sweep = next((m.fingerprint for own, m in of_sweeps if own.slug == sae.slug), None)
+    by_index = _on_text(of_indexes, index.corpus.fingerprint if index else None)
+    by_sweep = _on_text(of_sweeps, own_sweep)
+    found = by_sweep if len(by_sweep) > len(by_index) else by_index
+    if sae.slug not in found:
+        return None
+    _, text = found[sae.slug]
+    return Pareto(
+        slug=sae.slug,
+        corpus=text.corpus,
+        n_tokens=text.n_tokens,
+        source="sweep" if found is by_sweep else "index",
+        items=_points(list(found.values()), this=sae.slug),
+        n_elsewhere=len(alike) - len(found),
     )
 
 
-def pareto(summaries: Sequence[SAESummary], *, sae: SAEInfo, index: IndexInfo) -> Pareto:
-    """Of all SAEs those that can be compared with this one by numbers alone."""
-    alike = [s for s in summaries if (s.sae.model, s.sae.hook_name) == (sae.model, sae.hook_name)]
-    measured = [(s.sae, i) for s in alike for i in s.indexes if i.corpus.fingerprint == index.corpus.fingerprint]
-    measured = list({own.slug: (own, i) for own, i in reversed(measured)}.values())  # the newest of each
-    n_unindexed = sum(not s.indexes for s in alike)
-    n_other_text = len(alike) - n_unindexed - len(measured)
-    measured = [(own, i) for own, i in measured if math.isfinite(i.metrics.fvu)]
-    fvus = [(i.metrics.l0, i.metrics.fvu) for _, i in measured]
-    ces = [(i.metrics.l0, -i.metrics.ce_recovered) for _, i in measured if i.metrics.ce_recovered is not None]
+def own_corpora(summary: SAESummary, index: IndexInfo) -> OwnCorpora | None:
+    """None where there is one corpus."""
+    corpora = (index, *(other for other in summary.indexes if other.index_id != index.index_id))
+    return OwnCorpora(corpora=corpora, measures=tuple(measures(corpora))) if len(corpora) > 1 else None
+
+
+def _on_text(
+    measured: Sequence[tuple[SAEInfo, _Measured]], fingerprint: str | None
+) -> dict[str, tuple[SAEInfo, _Measured]]:
+    """By slug, of those on this text whose numbers are numbers."""
+    return {sae.slug: (sae, m) for sae, m in measured if m.fingerprint == fingerprint and math.isfinite(m.fvu)}
+
+
+def _points(measured: Sequence[tuple[SAEInfo, _Measured]], *, this: str) -> tuple[ParetoPoint, ...]:
+    fvus = [(m.l0, m.fvu) for _, m in measured]
+    ces = [(m.l0, -m.ce_recovered) for _, m in measured if m.ce_recovered is not None]
     points = [
         ParetoPoint(
-            slug=own.slug,
-            architecture=own.architecture,
-            d_sae=own.d_sae,
-            k=own.k,
+            slug=sae.slug,
+            architecture=sae.architecture,
+            d_sae=sae.d_sae,
+            k=sae.k,
             l0=m.l0,
             fvu=m.fvu,
             ce_recovered=m.ce_recovered,
-            is_this=own.slug == sae.slug,
+            is_this=sae.slug == this,
             fvu_on_front=_on_front((m.l0, m.fvu), fvus),
             ce_on_front=None if m.ce_recovered is None else _on_front((m.l0, -m.ce_recovered), ces),
+            page_corpus=m.page_corpus,
         )
-        for own, m in ((own, i.metrics) for own, i in measured)
+        for sae, m in measured
     ]
-    return Pareto(
-        slug=sae.slug,
-        corpus=index.corpus.name,
-        items=tuple(sorted(points, key=lambda point: (point.l0, point.slug))),
-        n_other_text=n_other_text,
-        n_unindexed=n_unindexed,
-    )
-
-
-def fvu_plot(found: Pareto) -> Plot | None:
-    return _plot(found, value=lambda p: p.fvu, on_front=lambda p: p.fvu_on_front, name="FVU")
-
-
-def ce_plot(found: Pareto) -> Plot | None:
-    return _plot(found, value=lambda p: p.ce_recovered, on_front=lambda p: bool(p.ce_on_front), name="CE recovered")
+    return tuple(sorted(points, key=lambda point: (point.l0, point.slug)))
 
 
 def _on_front(point: tuple[float, float], points: Sequence[tuple[float, float]]) -> bool:
@@ -152,87 +145,33 @@ def _on_front(point: tuple[float, float], points: Sequence[tuple[float, float]])
     return not any(other[0] <= point[0] and other[1] <= point[1] and other != point for other in points)
 
 
-def _plot(
-    found: Pareto,
-    *,
-    value: Callable[[ParetoPoint], float | None],
-    on_front: Callable[[ParetoPoint], bool],
-    name: str,
-) -> Plot | None:
-    """None of fewer than two points. L0 is logarithmic where it spans more than a factor of 3."""
-    points = [(point, y) for point in found.items if (y := value(point)) is not None]
-    if len(points) < 2:
-        return None
-    x_of, x_ticks = _scale([p.l0 for p, _ in points], WIDTH, logarithmic=True)
-    y_of, y_ticks = _scale([y for _, y in points], HEIGHT, logarithmic=False)
-    marks = [
-        Mark(
-            x=x_of(p.l0),
-            y=HEIGHT - y_of(y),
-            slug=p.slug,
-            href=url(f"/saes/{p.slug}", corpus=found.corpus),
-            title=f"{p.slug}: L0 {number(p.l0)}, {name} {number(y)}" + (", on the front" if on_front(p) else ""),
-            is_this=p.is_this,
-            on_front=on_front(p),
-        )
-        for p, y in points
-    ]
-    kinds = [f"{p.architecture} {p.d_sae:,}" for p, _ in points]
-    return Plot(
-        width=WIDTH,
-        height=HEIGHT,
-        marks=tuple(sorted(marks, key=lambda mark: mark.is_this)),  # this SAE on top
-        series=_series(kinds, marks),
-        x_ticks=x_ticks,
-        y_ticks=tuple(Tick(x=HEIGHT - tick.x, text=tick.text) for tick in y_ticks),
+def _of_index(index: IndexInfo) -> _Measured:
+    return _Measured(
+        fingerprint=index.corpus.fingerprint,
+        corpus=index.corpus.name,
+        n_tokens=index.corpus.n_tokens,
+        l0=index.metrics.l0,
+        fvu=index.metrics.fvu,
+        ce_recovered=index.metrics.ce_recovered,
+        page_corpus=index.corpus.name,
     )
 
 
-def _series(kinds: Sequence[str], marks: Sequence[Mark]) -> tuple[Series, ...]:
-    """Lines through the marks of each kind; their names, from the top down, moved apart."""
-    lines = []
-    for kind in dict.fromkeys(kinds):
-        own = [mark for its_kind, mark in zip(kinds, marks, strict=True) if its_kind == kind]
-        path = "M" + "L".join(f"{mark.x:.1f} {mark.y:.1f}" for mark in own)
-        lines.append(Series(name=kind, path=path, x=own[-1].x, y=own[-1].y))
-    placed: list[Series] = []
-    for line in sorted(lines, key=lambda series: series.y):
-        y = max(line.y, placed[-1].y + LABEL_GAP) if placed else line.y
-        placed.append(Series(name=line.name, path=line.path, x=line.x, y=y))
-    return tuple(placed)
-
-
-def _scale(
-    values: Sequence[float], length: float, *, logarithmic: bool
-) -> tuple[Callable[[float], float], tuple[Tick, ...]]:
-    """Where a value lies between 0 and `length`, with a margin, and the axis's marks."""
-    low, high = min(values), max(values)
-    is_log = logarithmic and low > 0 and high > 3 * low
-    change: Callable[[float], float] = math.log if is_log else float
-    start, end = change(low), change(high)
-    margin = 0.08 * (end - start) or 0.1 * abs(start) or 1.0
-    start, end = start - margin, end + margin
-
-    def place(value: float) -> float:
-        return length * (change(value) - start) / (end - start)
-
-    marks = _octaves(low, high) if is_log else _round_numbers(start, end)
-    shown = [(mark, place(mark)) for mark in marks]
-    return place, tuple(Tick(x=x, text=_short(mark)) for mark, x in shown if 0 <= x <= length)
-
-
-def _octaves(low: float, high: float) -> list[float]:
-    return [2.0**e for e in range(math.floor(math.log2(low)) - 1, math.ceil(math.log2(high)) + 2)]
-
-
-def _round_numbers(low: float, high: float) -> list[float]:
-    """Four to seven multiples of 1, 2, 2.5 or 5 times a power of ten."""
-    rough = (high - low) / 7
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough)
-    first = math.ceil(low / step)
-    return [step * i for i in range(first, math.floor(high / step) + 1)]
-
-
-def _short(mark: float) -> str:
-    return f"{mark:.6g}"
+def _of_sweep(sae: SAEInfo) -> _Measured | None:
+    """What `save_evaluation` left; None where there is nothing, or something else."""
+    try:
+        content = json.loads((Path(sae.weights_path) / EVALUATION_FILE).read_text(encoding="utf-8"))
+        corpus, metrics = content["corpus"], content["metrics"]
+        if content["slug"] != sae.slug or not sae.weights_path:
+            return None
+        return _Measured(
+            fingerprint=str(corpus["fingerprint"]),
+            corpus=str(corpus["name"]),
+            n_tokens=int(corpus["n_tokens"]),
+            l0=float(metrics["l0"]),
+            fvu=math.nan if metrics["fvu"] is None else float(metrics["fvu"]),
+            ce_recovered=None if metrics["ce_recovered"] is None else float(metrics["ce_recovered"]),
+            page_corpus=None,
+        )
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
