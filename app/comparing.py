@@ -113,13 +113,13 @@ def _notes(a: SAEInfo, b: SAEInfo) -> list[str]:
     """What makes a cosine between directions of two SAEs mean less than it seems to."""
     if a.model.model_name != b.model.model_name or a.model.revision != b.model.revision:
         return [
-            "They read different models, whose directions have nothing to do with each other unless one model was "
+            "They are of different models, whose directions have nothing to do with each other unless one model was "
             "trained from the other."
         ]
-    if a.hook_name != b.hook_name:
+    if a.target_hook_name != b.target_hook_name:
         return [
-            f"They read different places, {a.hook_name} and {b.hook_name}; only along one residual stream do the same "
-            "directions mean the same."
+            f"They write at different places, {a.target_hook_name} and {b.target_hook_name}; only along one residual "
+            "stream do the same directions mean the same."
         ]
     return []
 

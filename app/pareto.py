@@ -14,7 +14,7 @@ from typing import Literal
 from app.card import as_json
 from app.compare_views import Measure, measures
 from sae_core.disk import saving
-from sae_core.records import Evaluation, IndexInfo, SAEInfo, SAESummary
+from sae_core.records import Evaluation, IndexInfo, ModelInfo, SAEInfo, SAESummary
 from sae_core.store import Store
 
 EVALUATION_FILE = "evaluation.json"
@@ -85,7 +85,7 @@ def pareto(store: Store, summary: SAESummary, index: IndexInfo | None) -> Pareto
     """Of the texts on which this SAE was measured, that of `index` and the sweep's, the one that more SAEs were
     measured on; None if it was measured on none."""
     sae = summary.sae
-    alike = [s for s in store.saes() if (s.sae.model, s.sae.hook_name) == (sae.model, sae.hook_name)]
+    alike = [s for s in store.saes() if _place(s.sae) == _place(sae)]
     of_indexes = [(s.sae, _of_index(i)) for s in alike for i in reversed(s.indexes)]  # the newest last
     of_sweeps = [(s.sae, m) for s in alike if (m := _of_sweep(s.sae)) is not None]
     own_sweep = next((m.fingerprint for own, m in of_sweeps if own.slug == sae.slug), None)
@@ -109,6 +109,11 @@ def own_corpora(summary: SAESummary, index: IndexInfo) -> OwnCorpora | None:
     """None where there is one corpus."""
     corpora = (index, *(other for other in summary.indexes if other.index_id != index.index_id))
     return OwnCorpora(corpora=corpora, measures=tuple(measures(corpora))) if len(corpora) > 1 else None
+
+
+def _place(sae: SAEInfo) -> tuple[ModelInfo, str, str]:
+    """What an SAE reads and what it stands for: only of the same do numbers say which is better."""
+    return sae.model, sae.hook_name, sae.target_hook_name
 
 
 def _on_text(

@@ -15,7 +15,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app import matches
-from app.comparing import _seed_notes
+from app.comparing import _notes, _seed_notes
 from app.main import create_app
 from app.matches import MatchCache
 from app.points import PointsCache
@@ -27,7 +27,7 @@ from sae_core.store import Store
 from tests.app.fake_prober import FakeProber
 from tests.app.test_pages import Checked, tokens_of
 from tests.compared import N_OTHER, directions, make_compared_store
-from tests.factories import make_sae
+from tests.factories import make_model, make_sae
 
 
 @pytest.fixture(scope="module")
@@ -243,12 +243,28 @@ def test_a_sample_is_called_a_sample(asked: TestClient, monkeypatch: pytest.Monk
     assert "estimated from a sample of" in text_of(asked.get("/compare?a=demo&b=other").text)
 
 
+def test_directions_at_different_places_are_said_to_be() -> None:
+    a = make_sae("a")
+    assert _notes(a, make_sae("b")) == []
+    assert "different models" in _notes(a, make_sae("b", model=make_model(revision="r2")))[0]
+    (note,) = _notes(a, make_sae("b", config={"target_hook": "mlp_out", "target_layer": 4}))
+    assert "blocks.3.hook_resid_post and blocks.4.hook_mlp_out" in note
+
+
 def test_saes_from_one_seed_are_said_to_have_begun_alike() -> None:
     found = [Match(feature_index=1, other_index=1, cosine=0.9), Match(feature_index=2, other_index=9, cosine=0.8)]
     a, b, c = (make_sae(slug, config={"seed": seed}) for slug, seed in (("a", 0), ("b", 0), ("c", 1)))
     (note,) = _seed_notes(a, b, found, least=0.7)
     assert "1 of A's 2 matches" in note
     assert _seed_notes(a, c, found, least=0.7) == []
+
+
+def test_a_comparison_unfurls_where_its_link_is_pasted(asked: TestClient) -> None:
+    features = asked.get("/compare?a=demo/0&b=demo/2").text
+    assert '<meta property="og:title" content="demo #0 and demo #2">' in features
+    assert 'words for a spouse; numbers &amp; &lt;dates&gt;.">' in features
+    for path in ("/compare?a=demo&b=other", "/compare?a=demo&b=demo"):
+        assert '<meta property="og:description" content="' in asked.get(path).text
 
 
 def test_two_corpora(asked: TestClient, compared_store: Store) -> None:

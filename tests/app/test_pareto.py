@@ -60,7 +60,9 @@ def test_only_the_same_place_and_text_is_compared(summaries: list[SAESummary]) -
     elsewhere = replace(b, sae=replace(b.sae, hook_name="blocks.1.hook_resid_post"))
     other_model = replace(c, sae=replace(c.sae, model=make_model(revision="r2")))
     other_text = replace(d.indexes[0], corpus=replace(d.indexes[0].corpus, fingerprint="another"))
-    found = among([a, elsewhere, other_model, replace(d, indexes=(other_text,)), replace(b, indexes=())], a)
+    transcoder = replace(b, sae=replace(b.sae, config={"target_hook": "mlp_out"}))
+    unindexed = replace(b, indexes=())
+    found = among([a, elsewhere, other_model, transcoder, replace(d, indexes=(other_text,)), unindexed], a)
     assert ([p.slug for p in found.items], found.n_elsewhere) == (["a"], 2)
     assert plots(found) == []
 
