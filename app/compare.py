@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.choosing import choices, grouped
 from app.compare_views import values_of
-from app.comparing import compared
+from app.comparing import Order, compared
 from app.comparisons import Choices, CorpusComparison, FeatureComparison, SAEComparison
 from app.deps import CorpusParams, Given, PointsDep, ShortText, Slug, StoreDep
 from app.matches import MatchCache
@@ -33,6 +33,7 @@ class CompareQuery(BaseModel):
     b: Given = Field(default=None, description="another of the same kind, or the same on another corpus")
     sae: list[ShortText] = Field(default=[], max_length=1000, description="two SAEs, in place of a and b")
     match: float = Field(default=0.7, ge=0, le=1, allow_inf_nan=False, description="least cosine of a match")
+    order: Order = Field(default="furthest", description="which of those without a match come first")
     rows: int = Field(default=20, ge=1, le=1000, description="rows of each list")
 
     @property
@@ -91,4 +92,4 @@ def _answer(store: Store, points: PointsDep, matches: MatchesDep, query: Compare
     if a is None or b is None:
         return choices(store, a=a, b=b)
     first, second = pair(a, b)
-    return compared(store, points, matches, a=first, b=second, least=query.match, rows=query.rows)
+    return compared(store, points, matches, a=first, b=second, least=query.match, order=query.order, rows=query.rows)

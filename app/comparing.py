@@ -6,6 +6,7 @@ two references ──> feature_comparison   two features, of one SAE or of two
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from app.comparisons import (
     Comparison,
@@ -37,11 +38,20 @@ from sae_core.errors import InputError, NotFoundError, WeightsError
 from sae_core.records import CoactiveFeature, Feature, FeaturePoint, IndexInfo, SAEInfo
 from sae_core.store import Store
 
+Order = Literal["furthest", "frequent"]
 MOST_SHARED = 20  # contexts in an answer
 
 
 def compared(
-    store: Store, points: PointsCache, matches: MatchCache, *, a: Reference, b: Reference, least: float, rows: int
+    store: Store,
+    points: PointsCache,
+    matches: MatchCache,
+    *,
+    a: Reference,
+    b: Reference,
+    least: float,
+    order: Order,
+    rows: int,
 ) -> Comparison:
     """The comparison of two references of one kind; lists have at most so many rows."""
     of_a, of_b = store.sae(a.slug), store.sae(b.slug)
@@ -54,7 +64,9 @@ def compared(
         return _feature_comparison(*sides, saes=(of_a.sae, of_b.sae), indexes=(first, second))
     if a.slug == b.slug and first is not None and second is not None:
         return _corpus_comparison(store, points, of_a.sae, first, second, rows=rows)
-    return _sae_comparison(store, points, matches, a=(of_a.sae, first), b=(of_b.sae, second), least=least, rows=rows)
+    return _sae_comparison(
+        store, points, matches, a=(of_a.sae, first), b=(of_b.sae, second), least=least, order=order, rows=rows
+    )
 
 
 def _feature_side(store: Store, sae: SAEInfo, feature_index: int, index: IndexInfo | None) -> FeatureSide:
@@ -160,6 +172,7 @@ def _sae_comparison(
     a: tuple[SAEInfo, IndexInfo | None],
     b: tuple[SAEInfo, IndexInfo | None],
     least: float,
+    order: Order,
     rows: int,
 ) -> SAEComparison:
     sides = [_sae_side(sae, index) for sae, index in (a, b)]
@@ -171,7 +184,6 @@ def _sae_comparison(
             unmatched_a=(), unmatched_b=(),
         )  # fmt: skip
     known = _Known(store, points, a=a, b=b)
-    far_a, far_b = ([m for m in own if m.cosine < least] for own in (found.a, found.b))
     return SAEComparison(
         a=_sae_side(*a, n_features=found.n_a, matches=found.a, least=least),
         b=_sae_side(*b, n_features=found.n_b, matches=found.b, least=least),
@@ -181,8 +193,8 @@ def _sae_comparison(
         problem=None,
         notes=(*_notes(a[0], b[0]), *_seed_notes(a[0], b[0], found.a, least=least)),
         best=known.rows(sorted(found.a, key=lambda m: (-m.cosine, m.feature_index))[:rows]),
-        unmatched_a=known.rows(sorted(far_a, key=lambda m: (m.cosine, m.feature_index))[:rows]),
-        unmatched_b=known.rows(sorted(far_b, key=lambda m: (m.cosine, m.feature_index))[:rows], reverse=True),
+        unmatched_a=known.rows(known.unmatched(found.a, least=least, order=order)[:rows]),
+        unmatched_b=known.rows(known.unmatched(found.b, least=least, order=order, reverse=True)[:rows], reverse=True),
     )
 
 
@@ -215,6 +227,16 @@ class _Known:
         self._slugs = (a[0].slug, b[0].slug)
         none: Mapping[int, FeaturePoint] = {}
         self._points = [none if index is None else points.points(store, index) for _, index in (a, b)]
+
+    def unmatched(self, matches: Sequence[Match], *, least: float, order: Order, reverse: bool = False) -> list[Match]:
+        """Those below `least`: the furthest from a match first, or the most frequent."""
+        points = self._points[reverse]
+
+        def key(match: Match) -> tuple[float, float, int]:
+            density = _density(points, match.feature_index) or 0.0
+            return -density if order == "frequent" else 0.0, match.cosine, match.feature_index
+
+        return sorted((match for match in matches if match.cosine < least), key=key)
 
     def rows(self, matches: Sequence[Match], *, reverse: bool = False) -> tuple[MatchRow, ...]:
         """Of a's features and their matches in b, or in `reverse`."""

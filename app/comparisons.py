@@ -89,7 +89,7 @@ class SAEComparison:
     """Two SAEs. Where the weights cannot be compared `problem` says why, and there are no matches.
 
     `best` are features of a and their closest in b; `unmatched_a` and `unmatched_b` those of each whose closest is
-    furthest, and below `least`.
+    below `least`, the furthest or the most frequent first.
     """
 
     a: SAESide

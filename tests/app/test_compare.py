@@ -92,7 +92,8 @@ BAD = [
     ("/compare?a=other&b=other", 422), ("/compare?a=%3Cscript%3E&b=demo", 422), ("/compare?a=a%00b&b=demo", 422),
     ("/compare?a=" + "x" * 600, 422), ("/compare?a=demo&b=other&match=nan", 422),
     ("/compare?a=demo&b=other&match=2", 422), ("/compare?a=demo&b=other&rows=0", 422),
-    ("/compare?a=demo&b=other&rows=100000", 422), ("/compare?a=..%2F..%2Fetc&b=demo", 422),
+    ("/compare?a=demo&b=other&rows=100000", 422), ("/compare?a=demo&b=other&order=x", 422),
+    ("/compare?a=..%2F..%2Fetc&b=demo", 422),
 ]  # fmt: skip
 
 
@@ -215,6 +216,16 @@ def test_two_saes_match_as_a_plain_product_says(asked: TestClient, compared_stor
 def test_the_least_cosine_of_a_match_is_in_the_address(asked: TestClient) -> None:
     shares = [asked.get(f"/api/compare?a=demo&b=other&match={m}").json()["a"]["share_matched"] for m in (0, 0.7, 0.999)]
     assert shares[0] == 1 > shares[1] > shares[2] == 0
+
+
+def test_those_without_a_match_can_be_had_by_their_density(asked: TestClient) -> None:
+    furthest = asked.get("/api/compare?a=demo&b=other&rows=1000").json()
+    frequent = asked.get("/api/compare?a=demo&b=other&rows=1000&order=frequent").json()
+    for side in ("unmatched_a", "unmatched_b"):
+        densities = [row["density"] for row in frequent[side]]
+        assert densities == sorted(densities, reverse=True)
+        assert {row["feature_index"] for row in frequent[side]} == {row["feature_index"] for row in furthest[side]}
+    assert frequent["best"] == furthest["best"]
 
 
 def test_saes_without_an_index_are_matched_by_all_their_features(asked: TestClient) -> None:
