@@ -50,7 +50,7 @@ def test_two_ticked_saes_are_compared_without_a_script(browser: Browser, address
     expect(page.get_by_role("heading", level=1)).to_have_text("Two SAEs")
     page.get_by_role("link", name="0.9", exact=True).click()
     assert asked(page)["match"] == ["0.9"]
-    expect(page.locator("[aria-current=true]")).to_have_text("0.9")
+    expect(page.locator("[aria-current=true]").first).to_have_text("0.9")
     page.locator(".matches .go-compare").first.click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Two features")
     context.close()
