@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from app.numbers import number, percent
 from sae_core.bands import N_BANDS
-from sae_core.records import RANDOM_BAND, TOP_BAND, Example, Feature, FeatureRow
+from sae_core.records import RANDOM_BAND, TOP_BAND, Example, Feature, FeatureRow, FeatureSummary
 
 STEPS = 20  # of the activation scale; the stylesheet has a class a0 … a20 for each
 WIDTHS = {"short": (14, 10), "medium": (40, 24)}  # tokens shown before and after the chosen one; "full" shows all
@@ -79,7 +79,7 @@ class LineView:
 class ListRow:
     """A feature in a list with its examples cut to a line each."""
 
-    feature: Feature
+    feature: FeatureSummary
     lines: tuple[LineView, ...]
 
 

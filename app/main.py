@@ -10,7 +10,7 @@ from importlib import metadata
 from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
-from app import api, compare, pages
+from app import api, compare, exports, pages
 from app.body_limit import BodyLimit
 from app.error_pages import add_error_pages
 from app.inference import Inference, ModelWorker
@@ -47,6 +47,7 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.state.templates = make_environment(version=version)
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.include_router(exports.router)
     app.include_router(pages.router)
     app.include_router(api.router)
     app.include_router(compare.router)

@@ -11,7 +11,7 @@ from app.deps import (
     LONGEST_TEXT,
     CorpusParams,
     FeatureIndex,
-    FeatureListParams,
+    FeaturePageParams,
     FeatureParams,
     InferenceDep,
     PointsDep,
@@ -28,6 +28,14 @@ from app.probing import chosen_index, probe_report, probe_view
 from app.rendering import STATIC, absolute, page, query_without, url
 from sae_core.errors import SaescopeError
 from sae_core.records import SAESummary
+
+ORDERS = [
+    ("-density", "most frequent"), ("density", "rarest"), ("-max", "strongest"), ("max", "weakest"),
+    ("-mean", "strongest on average"), ("mean", "weakest on average"), ("label", "label, A to Z"),
+    ("-label", "label, Z to A"), ("-confidence", "surest label"), ("confidence", "least sure label"),
+    ("-cosine", "largest encoder·decoder"), ("cosine", "smallest encoder·decoder"), ("index", "number"),
+    ("-index", "number, last first"),
+]  # fmt: skip
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -63,15 +71,18 @@ def sae_page(request: Request, store: StoreDep, points: PointsDep, slug: Slug, q
 
 
 @router.get("/saes/{slug}/features")
-def features_page(request: Request, store: StoreDep, slug: Slug, query: FeatureListParams) -> Response:
+def features_page(request: Request, store: StoreDep, slug: Slug, query: FeaturePageParams) -> Response:
     summary = store.sae(slug)
     index = store.index(slug, corpus=query.corpus)
-    found = store.features(slug, **query.model_dump())
+    found = store.features(slug, **query.selection())
     here, kept = f"/saes/{slug}/features", query_without(request, "after")
+    selection = query_without(request, "after", "limit", "view")
     return page(
         request, "features.html", summary=summary, sae=summary.sae, index=index, has_index=True, query=query,
         corpus=query.corpus, rows=list_rows(found.items, has_bos=index.corpus.prepend_bos), next=found.next, here=here,
         kept=kept, next_url=url(here, **kept, after=found.next),
+        orders=ORDERS, views={view: url(here, **query_without(request, "view"), view=view) for view in ("", "table")},
+        exports={kind: url(f"{here}.{kind}", **selection) for kind in ("csv", "jsonl")},
     )  # fmt: skip
 
 

@@ -219,12 +219,14 @@ def measure_predictions(subject: Subject, contexts: ContextFile, *, batch_contex
 
 def _add_predictions(predictions: RunningPredictions, subject: Subject, batch: list[TokenContext]) -> None:
     ids, attention, counted = subject.tensors(batch)
-    model_acts, _ = subject.activations(ids, attention, counted)
-    sae_out = subject.sae.decode(subject.sae.encode(model_acts))  # (N, d_out)
+    model_acts = None  # what the SAE reads where it replaces: seen there
+    if subject.hook_name != subject.target_hook_name:
+        model_acts, _ = subject.activations(ids, attention, counted)
 
     def with_sae(acts: Tensor) -> Tensor:
+        read = acts[counted].float() if model_acts is None else model_acts
         replaced = acts.clone()
-        replaced[counted] = sae_out.to(acts.dtype)
+        replaced[counted] = subject.sae.decode(subject.sae.encode(read)).to(acts.dtype)
         return replaced
 
     def with_zeros(acts: Tensor) -> Tensor:

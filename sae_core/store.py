@@ -17,7 +17,6 @@ import sqlalchemy as sa
 
 from sae_core.errors import NotFoundError
 from sae_core.records import (
-    TOP_BAND,
     Example,
     Feature,
     FeatureDetail,
@@ -32,18 +31,19 @@ from sae_core.records import (
     Vocabulary,
 )
 from sae_core.schema import contexts, corpora, examples, features, indexes, labels, models, saes
+from sae_core.search_terms import clean_text
 from sae_core.store_check import problems
 from sae_core.store_engine import Database
-from sae_core.store_pages import LARGEST_INTEGER, Sort, cursor_after, feature_number, page_statement
+from sae_core.store_pages import LARGEST_INTEGER, Asked, Sort, cursor_after, feature_number, page_rows
 from sae_core.store_rows import (
     PackedExample,
-    clean_text,
     example_record,
     feature_record,
     index_record,
     label_record,
     named_features,
     sae_record,
+    summary_record,
     unpacked_examples,
     vocabulary_record,
 )
@@ -148,11 +148,13 @@ class Store:
                     f'The SAE "{slug}" has no feature {feature_index}; its features are 0 to {index["d_sae"] - 1}.'
                 )
             its_examples = _examples(connection, index, [feature_index], vocabulary=vocabulary)
+            place = {"index_id": index["index_id"], "feature_index": feature_index}
+            previous, following = connection.execute(_NEIGHBOURS_OF, place).one()
             return FeatureDetail(
                 feature=_feature_records(connection, rows, index=index, vocabulary=vocabulary)[0],
                 examples=tuple(its_examples.get(feature_index, ())),
-                previous=_alive_neighbour(connection, index["index_id"], feature_index, direction=-1),
-                following=_alive_neighbour(connection, index["index_id"], feature_index, direction=1),
+                previous=previous,
+                following=following,
             )
 
     def features(
@@ -162,36 +164,39 @@ class Store:
         corpus: str | None = None,
         sort: Sort = "-density",
         q: str | None = None,
+        within: str | None = None,
         min_density: float | None = None,
         max_density: float | None = None,
+        min_confidence: float | None = None,
         alive: bool = True,
         after: str | None = None,
         limit: int = 50,
     ) -> FeaturePage:
         """One page of the feature list. `alive` leaves out dead features; `after` is the `next` of the page before.
 
-        `q` is a feature's number, which finds that feature whatever the other filters, or text in its label, its
-        promoted tokens or the peaks of its top examples.
+        `q` is a feature's number, which finds that feature whatever the other filters, or words of which all must
+        stand in its label, its promoted tokens, the tokens that it fires on or the text around the peaks of its top
+        examples (`search_terms`): anywhere, or in the field `within`. `min_confidence` is that of its automatic label.
         """
+        asked = Asked(
+            sort=sort,
+            q=q,
+            within=within,
+            min_density=min_density,
+            max_density=max_density,
+            min_confidence=min_confidence,
+            alive=alive,
+            after=after,
+            limit=limit,
+        )
         with self._database.reading() as connection:
             index = _index_row(connection, slug, corpus=corpus)
-            statement = page_statement(
-                index_id=index["index_id"],
-                sae_id=index["sae_id"],
-                sort=sort,
-                q=q,
-                min_density=min_density,
-                max_density=max_density,
-                alive=alive,
-                after=after,
-                limit=limit,
-            )
             number = feature_number(q)
             rows: Sequence[sa.RowMapping] = (
                 [] if number is None else _feature_rows(connection, index["index_id"], [number])
             )
             if not rows:
-                rows = connection.execute(statement).mappings().all()
+                rows = page_rows(connection, asked, index_id=index["index_id"], sae_id=index["sae_id"])
             shown = rows[:limit]
             return FeaturePage(
                 items=self._listed(connection, shown, index=index),
@@ -250,9 +255,13 @@ class Store:
         vocabulary = self._vocabulary(connection, index)
         numbers = [row["feature_index"] for row in rows]
         top = _examples(connection, index, numbers, vocabulary=vocabulary, n_top=EXAMPLES_IN_LISTS)
+        shown = _labels(connection, index["sae_id"], numbers)
         return tuple(
-            FeatureRow(feature=feature, examples=tuple(top.get(feature.feature_index, ())))
-            for feature in _feature_records(connection, rows, index=index, vocabulary=vocabulary)
+            FeatureRow(
+                feature=summary_record(row, vocabulary=vocabulary, labels=shown),
+                examples=tuple(top.get(row["feature_index"], ())),
+            )
+            for row in rows
         )
 
     def _vocabulary(self, connection: sa.Connection, row: sa.RowMapping) -> Vocabulary:
@@ -262,8 +271,8 @@ class Store:
             if key in self._vocabularies:
                 self._vocabularies.move_to_end(key)
                 return self._vocabularies[key]
-        query = sa.select(models.c.vocabulary, models.c.special_ids).where(models.c.model_id == row["model_id"])
-        vocabulary = vocabulary_record(connection.execute(query).mappings().one())
+        found = connection.execute(_VOCABULARY_OF, {"model_id": row["model_id"]})
+        vocabulary = vocabulary_record(found.mappings().one())
         with self._vocabularies_lock:
             self._vocabularies[key] = vocabulary
             while len(self._vocabularies) > CACHED_VOCABULARIES:
@@ -297,6 +306,46 @@ _INDEXES = (
     .order_by(indexes.c.created_at.desc(), indexes.c.index_id.desc())
 )
 
+# Made once: to put a query together costs SQLAlchemy more than to run it.
+_SAE_OF = _SAES.where(saes.c.slug == sa.bindparam("slug"))
+_INDEXES_OF = _INDEXES.where(saes.c.slug == sa.bindparam("slug"))
+_VOCABULARY_OF = sa.select(models.c.vocabulary, models.c.special_ids).where(
+    models.c.model_id == sa.bindparam("model_id")
+)
+_some: sa.BindParameter[list[int]] = sa.bindparam("some", expanding=True)
+_FEATURES_OF = (
+    sa.select(features)
+    .where(features.c.index_id == sa.bindparam("index_id"), features.c.feature_index.in_(_some))
+    .order_by(features.c.feature_index)
+)
+_LABELS_OF = (
+    sa.select(labels)
+    .where(labels.c.sae_id == sa.bindparam("sae_id"), labels.c.feature_index.in_(_some))
+    .order_by(labels.c.kind)  # "automatic", then "human", which wins
+)
+_EXAMPLES_OF = sa.select(examples.c.feature_index, examples.c.packed).where(
+    examples.c.index_id == sa.bindparam("index_id"), examples.c.feature_index.in_(_some)
+)
+_CONTEXTS_OF = sa.select(contexts).where(
+    contexts.c.corpus_id == sa.bindparam("corpus_id"), contexts.c.context_id.in_(_some)
+)
+_here: sa.BindParameter[int] = sa.bindparam("feature_index")
+_alive = sa.select(features.c.feature_index).where(
+    features.c.index_id == sa.bindparam("index_id"), features.c.density > 0
+)
+_NEIGHBOURS_OF = sa.select(
+    _alive.where(features.c.feature_index < _here)
+    .order_by(features.c.feature_index.desc())
+    .limit(1)
+    .scalar_subquery()
+    .label("previous"),
+    _alive.where(features.c.feature_index > _here)
+    .order_by(features.c.feature_index)
+    .limit(1)
+    .scalar_subquery()
+    .label("following"),
+)
+
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
@@ -312,14 +361,14 @@ def _without_collector() -> Iterator[None]:
 
 
 def _sae_row(connection: sa.Connection, slug: str) -> sa.RowMapping:
-    row = connection.execute(_SAES.where(saes.c.slug == clean_text(slug))).mappings().one_or_none()
+    row = connection.execute(_SAE_OF, {"slug": clean_text(slug)}).mappings().one_or_none()
     if row is None:
         raise NotFoundError(f'There is no SAE "{slug}"; check the spelling, or make one with `saescope train`.')
     return row
 
 
 def _index_row(connection: sa.Connection, slug: str, *, corpus: str | None) -> sa.RowMapping:
-    rows = connection.execute(_INDEXES.where(saes.c.slug == clean_text(slug))).mappings().all()
+    rows = connection.execute(_INDEXES_OF, {"slug": clean_text(slug)}).mappings().all()
     if not rows:
         _sae_row(connection, slug)
         raise NotFoundError(f'The SAE "{slug}" is not indexed yet; run `saescope index {slug} --corpus …`.')
@@ -335,8 +384,7 @@ def _index_row(connection: sa.Connection, slug: str, *, corpus: str | None) -> s
 def _feature_rows(connection: sa.Connection, index_id: int, feature_indexes: Collection[int]) -> list[sa.RowMapping]:
     rows: list[sa.RowMapping] = []
     for some in _chunked(feature_indexes):
-        query = sa.select(features).where(features.c.index_id == index_id, features.c.feature_index.in_(some))
-        rows.extend(connection.execute(query.order_by(features.c.feature_index)).mappings())
+        rows.extend(connection.execute(_FEATURES_OF, {"index_id": index_id, "some": some}).mappings())
     return rows
 
 
@@ -352,10 +400,7 @@ def _feature_records(
 def _labels(connection: sa.Connection, sae_id: int, feature_indexes: Collection[int]) -> dict[int, Label]:
     found: dict[int, Label] = {}
     for some in _chunked(feature_indexes):
-        query = sa.select(labels).where(labels.c.sae_id == sae_id, labels.c.feature_index.in_(some))
-        for row in connection.execute(
-            query.order_by(labels.c.kind)
-        ).mappings():  # "automatic", then "human", which wins
+        for row in connection.execute(_LABELS_OF, {"sae_id": sae_id, "some": some}).mappings():
             found[row["feature_index"]] = label_record(row)
     return found
 
@@ -371,28 +416,17 @@ def _examples(
     """The examples of these features by band and rank; with `n_top` only the first so many of the top band."""
     packed: list[PackedExample] = []
     for some in _chunked(feature_indexes):
-        query = sa.select(examples.c.feature_index, examples.c.packed)
-        query = query.where(examples.c.index_id == index["index_id"], examples.c.feature_index.in_(some))
-        for row in connection.execute(query):
-            its_examples = unpacked_examples(row.feature_index, row.packed)
-            packed += [e for e in its_examples if n_top is None or (e.band == TOP_BAND and e.rank < n_top)]
+        for row in connection.execute(_EXAMPLES_OF, {"index_id": index["index_id"], "some": some}):
+            packed += unpacked_examples(row.feature_index, row.packed, n_top=n_top)
     its_contexts: dict[int, sa.RowMapping] = {}
     for some in _chunked({example.context_id for example in packed}):
-        wanted = (contexts.c.corpus_id == index["corpus_id"], contexts.c.context_id.in_(some))
-        rows = connection.execute(sa.select(contexts).where(*wanted)).mappings()
+        rows = connection.execute(_CONTEXTS_OF, {"corpus_id": index["corpus_id"], "some": some}).mappings()
         its_contexts.update((row["context_id"], row) for row in rows)
     found: dict[int, list[Example]] = {}
     for example in packed:
         shown = example_record(example, its_contexts[example.context_id], vocabulary=vocabulary)
         found.setdefault(example.feature_index, []).append(shown)
     return found
-
-
-def _alive_neighbour(connection: sa.Connection, index_id: int, feature_index: int, *, direction: int) -> int | None:
-    column = features.c.feature_index
-    beyond, order = (column > feature_index, column.asc()) if direction > 0 else (column < feature_index, column.desc())
-    query = sa.select(column).where(features.c.index_id == index_id, beyond, features.c.density > 0)
-    return connection.execute(query.order_by(order).limit(1)).scalar_one_or_none()
 
 
 def _chunked(feature_indexes: Collection[int]) -> Iterator[list[int]]:

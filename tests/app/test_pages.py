@@ -1,5 +1,8 @@
 """Every page: is there, says what the record says, links to its twin, and asks nothing of another host."""
 
+import csv
+import io
+import json
 import re
 from dataclasses import replace
 from html import unescape
@@ -10,6 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.examples import example_groups
+from app.exports import harmless
 from sae_core.records import TOP_BAND, IndexMetrics
 from sae_core.store import Store
 from tests.app.fake_prober import FakeProber
@@ -204,7 +208,7 @@ def test_features_page_and_its_twin_say_the_same(client: TestClient) -> None:
     assert "30 of 300 features" in page  # dead ones, folded into one line
 
 
-@pytest.mark.parametrize("sort", ["-density", "density", "-max", "index"])
+@pytest.mark.parametrize("sort", ["-density", "density", "-max", "index", "-mean", "cosine"])
 def test_walking_the_next_links_meets_every_alive_feature_once(client: TestClient, store: Store, sort: str) -> None:
     path, seen = f"/saes/demo/features?sort={sort}&limit=100", []
     while path:
@@ -215,6 +219,49 @@ def test_walking_the_next_links_meets_every_alive_feature_once(client: TestClien
         assert ("First page" in page) == (len(seen) > 100)
     assert sorted(seen) == [p.feature_index for p in store.feature_points("demo") if p.density > 0]
     assert len(seen) == len(set(seen))
+
+
+def test_the_table_has_the_same_features_with_more_numbers(client: TestClient) -> None:
+    query = "?sort=-mean&corpus=stories&q=wife"
+    cards, table = (client.get(f"/saes/demo/features{query}{view}").text for view in ("", "&view=table"))
+    numbers = re.findall(r"data-row>#(\d+)<", cards)
+    assert numbers == re.findall(r"data-row>#(\d+)<", table) and len(numbers) == 50
+    assert "<table" in table and "<table" not in cards
+    found = re.search(r'<a rel="next" href="([^"]+)"', table)
+    assert found and "view=table" in found[1]
+    assert 'value="-mean" selected' in table
+
+
+def test_an_export_has_every_feature_of_the_selection(client: TestClient) -> None:
+    for query in ("", "?q=wife&sort=-max&corpus=stories", "?sort=label", "?alive=0&min_density=0&max_density=0.001"):
+        expected, after = [], ""
+        while after is not None:
+            joined = "&".join(filter(None, [query.removeprefix("?"), "limit=100", after and f"after={after}"]))
+            page = client.get(f"/api/saes/demo/features?{joined}").json()
+            expected += page["items"]
+            after = page["next"]
+        sheet = client.get(f"/saes/demo/features.csv{query}")
+        assert sheet.headers["content-type"] == "text/csv; charset=utf-8"
+        assert sheet.text.startswith("\ufeff") and 'filename="demo-' in sheet.headers["content-disposition"]
+        rows = list(csv.DictReader(io.StringIO(sheet.text.removeprefix("\ufeff"))))
+        assert [int(row["feature_index"]) for row in rows] == [item["feature"]["feature_index"] for item in expected]
+        assert [float(row["density"]) for row in rows] == [item["feature"]["density"] for item in expected]
+        lines = [json.loads(line) for line in client.get(f"/saes/demo/features.jsonl{query}").text.splitlines()]
+        assert [line.pop("url")[:4] for line in lines] == ["http"] * len(expected)
+        assert lines == expected
+
+
+def test_an_export_of_what_cannot_be_is_refused_and_a_cell_is_no_formula(client: TestClient) -> None:
+    assert client.get("/saes/demo/features.csv?q=" + "x" * 201).status_code == 422
+    assert client.get("/saes/nope/features.csv").status_code == 404
+    assert client.get("/saes/demo/features.csv?corpus=nope").status_code == 404
+    assert client.get("/saes/demo/features.xls").status_code in (404, 422)
+    assert [harmless(value) for value in ("=cmd|' /C calc'!A0", "-1", " =", -1.5)] == [
+        "'=cmd|' /C calc'!A0",
+        "'-1",
+        " =",
+        -1.5,
+    ]
 
 
 def test_search_shows_what_it_looked_for(client: TestClient) -> None:
