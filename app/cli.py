@@ -61,8 +61,9 @@ examples:
 
 SWEEP = """\
 Train an SAE for every combination of the given --layer, --architecture, --d-sae, --k and --seed, all on one pass
-through the model, then measure each as `saescope eval` does and print one table. Each SAE is the one that
-`saescope train` would have made alone. Ctrl-C stops after the current step; the same command goes on from there."""
+through the model, then measure each as `saescope eval` does and print one table, which the dashboard plots. Each SAE
+is the one that `saescope train` would have made alone. Ctrl-C stops after the current step; the same command goes on
+from there."""
 
 SWEEP_EXAMPLES = """\
 examples:
@@ -161,6 +162,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 def run_sweep(arguments: argparse.Namespace) -> int:
     """`saescope sweep`."""
     from app import card
+    from app.pareto import save_evaluation
     from sae_core.config import IndexConfig
     from sae_core.evaluate import evaluate
     from sae_core.train import default_slug
@@ -181,6 +183,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         if evaluation is None:
             print("saescope: stopped; the SAEs are trained, the same command compares them.", file=sys.stderr)
             return STOPPED
+        save_evaluation(evaluation, folder=Path(info.weights_path))  # for the SAE page's plot
         evaluations.append(evaluation)
     print(card.as_json_lines(evaluations) if arguments.json else card.table(infos, evaluations))
     return 0

@@ -74,6 +74,9 @@ def _without_nul(value: str) -> str:
 # What a form leaves empty counts as not given. Limits stand inside the optional: they do not take None.
 ShortText = Annotated[str, Field(max_length=200), AfterValidator(_without_nul)]
 Name = Annotated[ShortText | None, BeforeValidator(_empty_is_none)]
+Given = Annotated[
+    Annotated[str, Field(max_length=500), AfterValidator(_without_nul)] | None, BeforeValidator(_empty_is_none)
+]
 Share = Annotated[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None, BeforeValidator(_empty_is_none)]
 Cursor = Annotated[
     Annotated[str, Field(max_length=600), AfterValidator(_without_nul)] | None, BeforeValidator(_empty_is_none)

@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager
 from fastapi import Depends, FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
-from app import api, embeds, exports, lists, lists_api, pages, unfurls
+from app import api, compare, embeds, exports, lists, lists_api, pages, unfurls
 from app.body_limit import BodyLimit
 from app.changes import from_this_site
 from app.error_pages import add_error_pages
 from app.inference import Inference, ModelWorker
+from app.matches import MatchCache
 from app.points import PointsCache
 from app.rendering import STATIC, HashedStaticFiles, make_environment, saescope_version
 from app.settings import Settings
@@ -43,6 +44,7 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.state.store = store if store is not None else own_store
     app.state.inference = inference
     app.state.points = PointsCache()
+    app.state.matches = MatchCache()
     app.state.templates = make_environment(version=version, read_only=settings.read_only)
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
@@ -50,6 +52,8 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     for module in (exports, lists, embeds, unfurls, lists_api):
         app.include_router(module.router)
     app.include_router(api.router)
+    app.include_router(compare.router)
+    app.include_router(compare.api)
     app.include_router(api.health)
     app.mount("/static", HashedStaticFiles(directory=STATIC), name="static")
     add_error_pages(app)

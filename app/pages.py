@@ -23,6 +23,8 @@ from app.deps import (
     StoreDep,
 )
 from app.examples import example_groups, list_rows, unfurled
+from app.pareto import own_corpora, pareto
+from app.pareto_plot import plots
 from app.probing import chosen_index, probe_report, probe_view
 from app.rendering import STATIC, absolute, page, query_without, url
 from sae_core.errors import SaescopeError
@@ -56,6 +58,7 @@ def sae_page(request: Request, store: StoreDep, points: PointsDep, slug: Slug, q
     index = chosen_index(summary, corpus=query.corpus)
     found = list(points.points(store, index).values()) if index else []
     cosines = index.metrics.encoder_decoder_histogram if index else None
+    like = pareto(store, summary, index)
     return page(
         request, "sae.html", summary=summary, sae=summary.sae, index=index, has_index=bool(index), corpus=query.corpus,
         density=charts.density_chart(found), heatmap=charts.density_heatmap(found),
@@ -63,6 +66,8 @@ def sae_page(request: Request, store: StoreDep, points: PointsDep, slug: Slug, q
         train_command=provenance.train_command(summary.sae),
         index_command=provenance.index_command(index) if index else None,
         settings_rows=provenance.settings_rows(summary.sae.config),
+        like=like, plots=plots(like) if like else (),
+        own=own_corpora(summary, index) if index else None,
         charts_url=url(f"/api/saes/{slug}/charts", corpus=query.corpus),
     )  # fmt: skip
 

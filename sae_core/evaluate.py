@@ -60,11 +60,8 @@ class Subject:
 
     @property
     def target_hook_name(self) -> str:
-        """Where stands what the SAE reconstructs: where it reads, but for a transcoder."""
-        target, layer = self.info.config.get("target_hook"), self.info.config.get("target_layer")
-        if target is None or "." in str(target):  # the SAE's own, or a whole name
-            return str(target or self.info.hook_name)
-        return f"blocks.{self.info.layer if layer is None else layer}.hook_{target}"
+        """Where stands what the SAE reconstructs."""
+        return self.info.target_hook_name
 
     def tensors(self, contexts: list[TokenContext]) -> tuple[Tensor, Tensor, Tensor]:
         """Ids, attention mask, and which tokens count, each (B, T), on the model's device."""

@@ -62,6 +62,14 @@ class SAEInfo:
     created_at: datetime
     config: Mapping[str, object] = field(default_factory=dict)
 
+    @property
+    def target_hook_name(self) -> str:
+        """Where stands what it reconstructs: where it reads, but for a transcoder."""
+        target, layer = self.config.get("target_hook"), self.config.get("target_layer")
+        if target is None or "." in str(target):  # the SAE's own, or a whole name
+            return str(target or self.hook_name)
+        return f"blocks.{self.layer if layer is None else layer}.hook_{target}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusInfo:

@@ -345,6 +345,15 @@ class Store:
             found = _feature_records(connection, rows, index=index, vocabulary=vocabulary)
             return {feature.feature_index: feature for feature in found}
 
+    def feature_rows(
+        self, slug: str, feature_indexes: Collection[int], *, corpus: str | None = None
+    ) -> dict[int, FeatureRow]:
+        """These features as lists show them, with their most telling examples; unknown ones are left out."""
+        with self._database.reading() as connection:
+            index = _index_row(connection, slug, corpus=corpus)
+            rows = _feature_rows(connection, index["index_id"], feature_indexes)
+            return {row.feature.feature_index: row for row in self._listed(connection, rows, index=index)}
+
     def _listed(
         self, connection: sa.Connection, rows: Sequence[sa.RowMapping], *, index: sa.RowMapping
     ) -> tuple[FeatureRow, ...]:

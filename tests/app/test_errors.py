@@ -39,6 +39,8 @@ BAD_ADDRESSES = [
     ("/lists/nope", 404),
     ("/lists/%00", 404),
     ("/lists/" + "x" * 50, 422),
+    ("/compare?a=demo/x&b=demo", 422),
+    ("/compare?a=demo/0&b=demo/300", 404),
 ]
 
 

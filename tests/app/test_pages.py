@@ -35,6 +35,11 @@ PAGES = [
     "/saes/unindexed/probe?text=the+king",
     "/saes/demo/features/0/embed?parts=tokens&parts=histogram&theme=dark&height=300",
     "/lists",
+    "/compare",
+    "/compare?a=demo/0",
+    "/compare?a=demo/0&b=demo/1",
+    "/compare?a=demo&b=unindexed",
+    "/compare?a=demo@stories&b=demo@poems",
     "/glossary",
     "/docs",
 ]

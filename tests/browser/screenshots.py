@@ -27,6 +27,7 @@ from tests.browser.conftest import FLAGS, browser_executable
 ROOT = Path(__file__).parents[2]
 SIZES = {"1280": (1280, 900), "390": (390, 844)}
 FEATURE = 0  # replaced by --feature
+OTHER = 1  # replaced by --other
 TEXT = '''def read(path: str, *, encoding: str = "utf-8") -> str:
     """Return the contents of the file as a string.
 
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, help="where `saescope demo` put its database")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "screenshots")
     parser.add_argument("--feature", type=int, default=FEATURE, help="the feature whose page is photographed")
+    parser.add_argument("--other", type=int, default=OTHER, help="the feature that it is compared with")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     here = f"/saes/{SLUG}"
@@ -50,6 +52,7 @@ def main() -> None:
         "features": f"{here}/features",
         "feature": f"{here}/features/{arguments.feature}",
         "probe": f"{here}/probe?text={quote(TEXT)}",
+        "compare": f"/compare?a={SLUG}/{arguments.feature}&b={SLUG}/{arguments.other}",
         "glossary": "/glossary",
         "docs": "/docs",
         "error": f"{here}/features/999999",

@@ -216,6 +216,7 @@ def test_a_point_of_the_chart_leads_to_its_feature(page: Page) -> None:
     page.goto("/saes/demo")
     plot = page.locator("[data-chart=scatter]")
     expect(plot.locator(".scatterlayer .point").first).to_be_visible()
+    plot.scroll_into_view_if_needed()
     box = plot.locator(".scatterlayer .point").nth(5).bounding_box()
     assert box
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)

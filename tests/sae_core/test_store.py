@@ -682,6 +682,7 @@ def test_unknown_names_say_what_to_do(demo_store: Store) -> None:
         demo_store.random_feature,
         lambda slug, **corpus: demo_store.feature(slug, 0, **corpus),
         lambda slug, **corpus: demo_store.feature_stats(slug, [0], **corpus),
+        lambda slug, **corpus: demo_store.feature_rows(slug, [0], **corpus),
     ]
     for call in calls:
         with pytest.raises(NotFoundError, match='no SAE "nope"'):
@@ -1016,6 +1017,15 @@ def test_random_feature_is_any_alive_one(store: Store) -> None:
     store.add_index(replace(records, features=[f for f in records.features if f.density == 0], examples=[]))
     with pytest.raises(NotFoundError, match="index it on another"):
         store.random_feature("demo")
+
+
+def test_feature_rows_are_those_of_the_list(demo_store: Store) -> None:
+    rows = demo_store.feature_rows("demo", {5, 3, 10**12, N_FEATURES, 0}, corpus="stories")
+    listed = {
+        row.feature.feature_index: row
+        for row in demo_store.features("demo", corpus="stories", sort="index", alive=False, limit=10).items
+    }
+    assert rows == {number: listed[number] for number in (0, 3, 5)}
 
 
 def test_feature_stats(demo_store: Store) -> None:
