@@ -4,6 +4,8 @@
       ^                  (first come, first served)              │
       └───────────── ProbeResult or SaescopeError <──────────────┘
 
+`decompose` asks about one token of a text in the same way, and is answered with a Decomposition.
+
 The process starts with the first probe. One that died is started again and the probe is tried once more; one that
 takes longer than the timeout is killed. It ends with the app: at shutdown, or by itself when the app's process is gone.
 """
@@ -27,7 +29,7 @@ from typing import Protocol
 
 from sae_core import errors
 from sae_core.errors import BusyError, SaescopeError
-from sae_core.records import ProbeResult, SAEInfo
+from sae_core.records import Decomposition, ProbeResult, SAEInfo
 
 log = logging.getLogger(__name__)
 MODELS_KEPT = 2  # loaded SAEs, each with its model, that the worker holds at a time
@@ -37,6 +39,7 @@ class LoadedProber(Protocol):
     """What the worker needs of `sae_core.probe.Prober`."""
 
     def probe(self, text: str, *, top_k: int, max_tokens: int) -> ProbeResult: ...
+    def decompose(self, text: str, *, token: int | None, max_tokens: int) -> Decomposition: ...
 
 
 Loader = Callable[[SAEInfo, str | None], LoadedProber]
@@ -46,6 +49,7 @@ class Inference(Protocol):
     """What the routes need: the real one is `ModelWorker`, tests inject their own."""
 
     async def probe(self, sae: SAEInfo, text: str, *, top_k: int = 10) -> ProbeResult: ...
+    async def decompose(self, sae: SAEInfo, text: str, *, token: int | None = None) -> Decomposition: ...
     def warm(self, sae: SAEInfo) -> None: ...
     async def close(self) -> None: ...
 
@@ -58,6 +62,19 @@ class Job:
     text: str | None
     top_k: int
     max_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenJob:
+    """A request to decompose one token of a text; None is for the worker to choose."""
+
+    sae: SAEInfo
+    text: str
+    token: int | None
+    max_tokens: int
+
+
+Answer = ProbeResult | Decomposition | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +125,15 @@ class ModelWorker:
         """The features of `text`; BusyError when the queue is full or the worker takes too long."""
         job = Job(sae=sae, text=text, top_k=top_k, max_tokens=self._max_tokens)
         answer = await asyncio.wrap_future(self._submit(job))
-        if answer is None:
+        if not isinstance(answer, ProbeResult):
+            raise BusyError("The model worker gave no answer: try again.")
+        return answer
+
+    async def decompose(self, sae: SAEInfo, text: str, *, token: int | None = None) -> Decomposition:
+        """The parts of one token's vector; BusyError as for `probe`."""
+        job = TokenJob(sae=sae, text=text, token=token, max_tokens=self._max_tokens)
+        answer = await asyncio.wrap_future(self._submit(job))
+        if not isinstance(answer, Decomposition):
             raise BusyError("The model worker gave no answer: try again.")
         return answer
 
@@ -126,7 +151,7 @@ class ModelWorker:
         await asyncio.to_thread(self._dispatcher.shutdown, wait=True, cancel_futures=True)
         self._stop()  # a job that was under way may have started the process again
 
-    def _submit(self, job: Job) -> Future[ProbeResult | None]:
+    def _submit(self, job: Job | TokenJob) -> Future[Answer]:
         if self._closed:
             raise BusyError("The server is shutting down.")
         if self._pending >= self._queue_size:
@@ -140,7 +165,7 @@ class ModelWorker:
     def _finish(self) -> None:
         self._pending -= 1
 
-    def _answer(self, job: Job, *, deadline: float) -> ProbeResult | None:
+    def _answer(self, job: Job | TokenJob, *, deadline: float) -> Answer:
         """Send one job to the worker and wait for its answer, with one more try if the worker died."""
         for attempt in (1, 2):
             try:
@@ -152,7 +177,7 @@ class ModelWorker:
                 log.warning("the model worker died (attempt %d)", attempt)
         raise BusyError("The model worker died twice on this text, perhaps for lack of memory: try a shorter one.")
 
-    def _exchange(self, job: Job, *, deadline: float) -> ProbeResult | None:
+    def _exchange(self, job: Job | TokenJob, *, deadline: float) -> Answer:
         left = deadline - time.monotonic()
         if left <= 0:
             raise BusyError(f"The model had no time for this text within {self._timeout:g} seconds: try again.")
@@ -166,7 +191,7 @@ class ModelWorker:
             if answer.trace:
                 log.error("the model worker failed\n%s", answer.trace)
             raise answer.error()
-        return answer if isinstance(answer, ProbeResult) else None
+        return answer if isinstance(answer, ProbeResult | Decomposition) else None
 
     def _started(self) -> Connection:
         with self._lock:
@@ -204,17 +229,19 @@ def serve(pipe: Connection, loader: Loader, device: str | None) -> None:
     probers: OrderedDict[tuple[str, str, int], LoadedProber] = OrderedDict()
     while True:
         try:
-            job: Job = pipe.recv()
+            job: Job | TokenJob = pipe.recv()
             pipe.send(_result(job, probers=probers, loader=loader, device=device))
         except (EOFError, OSError):
             return
 
 
 def _result(
-    job: Job, *, probers: OrderedDict[tuple[str, str, int], LoadedProber], loader: Loader, device: str | None
-) -> ProbeResult | Failure | None:
+    job: Job | TokenJob, *, probers: OrderedDict[tuple[str, str, int], LoadedProber], loader: Loader, device: str | None
+) -> Answer | Failure:
     try:
         prober = _loaded(job.sae, probers=probers, loader=loader, device=device)
+        if isinstance(job, TokenJob):
+            return prober.decompose(job.text, token=job.token, max_tokens=job.max_tokens)
         return None if job.text is None else prober.probe(job.text, top_k=job.top_k, max_tokens=job.max_tokens)
     except SaescopeError as error:
         return Failure(kind=type(error).__name__, message=str(error))
@@ -252,7 +279,7 @@ def _exit_with_parent() -> None:
         os._exit(0)  # the app was killed without a chance to close: leave no orphan
 
 
-def _log_failed_warming(future: Future[ProbeResult | None]) -> None:
+def _log_failed_warming(future: Future[Answer]) -> None:
     if not future.cancelled() and (error := future.exception()) is not None:
         log.info("the model could not be loaded ahead of the first probe: %s", error)
 

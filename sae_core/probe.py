@@ -1,20 +1,25 @@
 """Run a reader's own text: which features are active on which token, and how strongly.
 
 The text is framed and encoded exactly as a context of the index is, so that a probe of an example's own text gives the
-example's own activations.
+example's own activations. `Prober.decompose` looks into one token: what each feature adds to the reconstruction.
 """
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from sae_core.errors import PromptError, PromptTooLongError
 from sae_core.model import LanguageModel, load_model
-from sae_core.records import ActiveFeature, ProbeFeature, ProbeResult, ProbeToken, SAEInfo
+from sae_core.records import ActiveFeature, Decomposition, ProbeFeature, ProbeResult, ProbeToken, SAEInfo, TokenPart
 from sae_core.sae import load_sae
 from sae_core.tokens import framing, vocabulary
 from sae_core.tokens_text import display_strings
+
+_TINY = 1e-30  # keeps the shares of a zero vector at 0
 
 
 class Prober:
@@ -35,35 +40,16 @@ class Prober:
         Raises PromptError for an empty text and PromptTooLongError above `max_tokens`.
         """
         started = time.monotonic()
-        if not text.strip():
-            raise PromptError("The prompt is empty; type some text.")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise PromptError("The prompt has half of a character (a lone surrogate); remove it.")
-        ids = self.model.tokenizer.encode(text, add_special_tokens=False, verbose=False)
-        if len(ids) > max_tokens:
-            raise PromptTooLongError(
-                f"The prompt has {len(ids):,} tokens, over the limit of {max_tokens:,}; shorten it."
-            )
+        ids = self._token_ids(text, max_tokens=max_tokens)
         encoded = self._encode(ids)
         tokens = []
         active: dict[int, dict[int, float]] = {}  # feature -> token position -> activation
-        texts = display_strings([self._vocabulary.tokens[i] for i in (*self._frame.prefix, *ids)])
         first = len(self._frame.prefix)
-        for position, token_id in enumerate(self._frame.prefix):
-            tokens.append(ProbeToken(token=texts[position], token_id=token_id, is_special=True, features=()))
-        for row, token_id in enumerate(ids):
-            is_special = token_id in self._frame.special_ids
-            strongest = [] if is_special else encoded[row]
+        for position, token in enumerate(self._bare_tokens(ids)):
+            strongest = [] if token.is_special else encoded[position - first]
             for feature in strongest:
-                active.setdefault(feature.feature_index, {})[first + row] = feature.activation
-            tokens.append(
-                ProbeToken(
-                    token=texts[first + row],
-                    token_id=token_id,
-                    is_special=is_special,
-                    features=tuple(strongest[:top_k]),
-                )
-            )
+                active.setdefault(feature.feature_index, {})[position] = feature.activation
+            tokens.append(replace(token, features=tuple(strongest[:top_k])))
         features = [_over_text(index, activations) for index, activations in active.items()]
         features.sort(key=lambda feature: (-feature.max_activation, feature.feature_index))
         return ProbeResult(
@@ -72,6 +58,93 @@ class Prober:
             tokens=tuple(tokens),
             features=tuple(features),
             seconds=time.monotonic() - started,
+        )
+
+    @torch.inference_mode()
+    def decompose(self, text: str, *, token: int | None = None, max_tokens: int = 1024) -> Decomposition:
+        """How the SAE puts the vector of one token together; by default of the last one that is not special.
+
+        Raises PromptError and PromptTooLongError as `probe` does, and PromptError for a token that is not there.
+        """
+        started = time.monotonic()
+        ids = self._token_ids(text, max_tokens=max_tokens)
+        tokens = self._bare_tokens(ids)
+        position = _chosen(tokens) if token is None else token
+        if position >= len(tokens):
+            raise PromptError(f"The text has tokens 0 to {len(tokens) - 1}, and no token {position}; pick one of them.")
+        framed = torch.tensor([[*self._frame.prefix, *ids, *self._frame.suffix]], device=self.model.device)
+        with self.model.reading((self.info.hook_name, self.info.target_hook_name)) as read:
+            mask = torch.ones_like(framed, dtype=torch.bool)
+            model_acts, target_acts = (acts[0, position].float() for acts in read(framed, mask))
+        is_special = tokens[position].is_special
+        code = self._sae.encode(model_acts.unsqueeze(0))
+        parts, bias_share, bias_error = (), None, None
+        if not is_special:
+            parts, bias_share, bias_error = self._parts(code.active()[1:], target_acts)
+        return Decomposition(
+            slug=self.info.slug,
+            text=text,
+            tokens=tokens,
+            position=position,
+            model_acts=tuple(model_acts.tolist()),
+            target_acts=tuple(target_acts.tolist()) if self._sae.is_transcoder else (),
+            sae_out=() if is_special else tuple(self._sae.decode(code)[0].tolist()),
+            bias_share=bias_share,
+            bias_error=bias_error,
+            parts=parts,
+            error=parts[-1].error if parts else bias_error,
+            seconds=time.monotonic() - started,
+        )
+
+    def _parts(
+        self, active: tuple[Tensor, Tensor], target_acts: Tensor
+    ) -> tuple[tuple[TokenPart, ...], float, float]:
+        """What each active feature adds to the reconstruction of target_acts (d_out); b_dec's share; its error."""
+        features, values = (column.tolist() for column in active)
+        x = target_acts.double().cpu()
+        size = max(float(x @ x), _TINY)
+        bias = self._sae.b_dec.double().cpu()
+        left = x - bias
+        bias_error = float(left @ left) / size
+        parts = []
+        for feature_index, activation in sorted(zip(features, values, strict=True), key=lambda pair: (-pair[1], pair)):
+            added = activation * self._sae.W_dec[feature_index].double().cpu()
+            left = left - added
+            parts.append(
+                TokenPart(
+                    feature_index=feature_index,
+                    activation=activation,
+                    share=float(added @ x) / size,
+                    error=float(left @ left) / size,
+                )
+            )
+        return tuple(parts), float(bias @ x) / size, bias_error
+
+    def _token_ids(self, text: str, *, max_tokens: int) -> list[int]:
+        """The ids of a text that can be run, without the frame."""
+        if not text.strip():
+            raise PromptError("The prompt is empty; type some text.")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise PromptError("The prompt has half of a character (a lone surrogate); remove it.")
+        ids: list[int] = self.model.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        if len(ids) > max_tokens:
+            raise PromptTooLongError(
+                f"The prompt has {len(ids):,} tokens, over the limit of {max_tokens:,}; shorten it."
+            )
+        return ids
+
+    def _bare_tokens(self, ids: list[int]) -> tuple[ProbeToken, ...]:
+        """The tokens in their frame's prefix, without features."""
+        prefix = self._frame.prefix
+        texts = display_strings([self._vocabulary.tokens[i] for i in (*prefix, *ids)])
+        return tuple(
+            ProbeToken(
+                token=texts[position],
+                token_id=token_id,
+                is_special=position < len(prefix) or token_id in self._frame.special_ids,
+                features=(),
+            )
+            for position, token_id in enumerate((*prefix, *ids))
         )
 
     @torch.inference_mode()
@@ -87,6 +160,11 @@ class Prober:
         for features in found:
             features.sort(key=lambda feature: (feature.activation, feature.feature_index), reverse=True)
         return found
+
+
+def _chosen(tokens: Sequence[ProbeToken]) -> int:
+    """The last token that is not special, as its vector has read the whole text; 0 where all are."""
+    return next((i for i in reversed(range(len(tokens))) if not tokens[i].is_special), 0)
 
 
 def _over_text(feature_index: int, activations: dict[int, float]) -> ProbeFeature:

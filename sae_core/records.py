@@ -423,6 +423,43 @@ class ProbeResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenPart:
+    """What one feature adds to the reconstruction of one token's vector x: activation · W_dec[feature_index]."""
+
+    feature_index: int
+    activation: float
+    share: float  # of x: what it adds along x, over the length of x; may be negative
+    error: float  # ‖x − x̂‖² ÷ ‖x‖², x̂ being b_dec and all parts up to this one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decomposition:
+    """One token's vector as an SAE writes it: b_dec, the active features one by one, and what is left over.
+
+    The vector x that is reconstructed is `target_acts` for a transcoder, else `model_acts`. A special token has no
+    features, so that nothing is reconstructed there: its parts and `sae_out` are empty, its shares and errors None.
+    """
+
+    slug: str
+    text: str
+    tokens: tuple[ProbeToken, ...]  # of the whole text, without their features
+    position: int  # of the token that was decomposed
+    model_acts: tuple[float, ...]  # (d_in): what the SAE reads
+    target_acts: tuple[float, ...]  # (d_out) of a transcoder; empty for an SAE
+    sae_out: tuple[float, ...]  # (d_out)
+    bias_share: float | None  # b_dec's part of x, as that of a feature
+    bias_error: float | None  # ‖x − b_dec‖² ÷ ‖x‖²
+    parts: tuple[TokenPart, ...]  # the largest activation first
+    error: float | None  # ‖x − x̂‖² ÷ ‖x‖², x̂ being the whole reconstruction
+    seconds: float
+
+    @property
+    def vector(self) -> tuple[float, ...]:
+        """What is reconstructed."""
+        return self.target_acts or self.model_acts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ListSummary:
     """A list of features that people collect, without its items."""
 

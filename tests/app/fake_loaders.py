@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 from sae_core.errors import PromptTooLongError, WeightsError
-from sae_core.records import ProbeResult, SAEInfo
-from tests.app.fake_prober import fake_result
+from sae_core.records import Decomposition, ProbeResult, SAEInfo
+from tests.app.fake_prober import PER_TOKEN, fake_decomposition, fake_result
 
 
 class Loaded:
@@ -32,6 +32,9 @@ class Loaded:
         if text == "loaded at":
             text = str(self.loaded_at)
         return fake_result(self.sae, text, top_k=top_k)
+
+    def decompose(self, text: str, *, token: int | None, max_tokens: int) -> Decomposition:
+        return fake_decomposition(self.probe(text, top_k=PER_TOKEN, max_tokens=max_tokens), self.sae, token)
 
 
 def load(sae: SAEInfo, device: str | None) -> Loaded:

@@ -2,9 +2,18 @@
 
 import re
 import zlib
+from dataclasses import replace
 
-from sae_core.errors import BusyError, PromptTooLongError
-from sae_core.records import ActiveFeature, ProbeFeature, ProbeResult, ProbeToken, SAEInfo
+from sae_core.errors import BusyError, PromptError, PromptTooLongError
+from sae_core.records import (
+    ActiveFeature,
+    Decomposition,
+    ProbeFeature,
+    ProbeResult,
+    ProbeToken,
+    SAEInfo,
+    TokenPart,
+)
 
 MAX_TOKENS = 200
 PER_TOKEN = 6
@@ -26,6 +35,10 @@ class FakeProber:
             raise RuntimeError("a secret detail")
         return fake_result(sae, text, top_k=top_k)
 
+    async def decompose(self, sae: SAEInfo, text: str, *, token: int | None = None) -> Decomposition:
+        result = await self.probe(sae, text, top_k=PER_TOKEN)
+        return fake_decomposition(result, sae, token)
+
     def warm(self, sae: SAEInfo) -> None:
         self.warmed.append(sae.slug)
 
@@ -45,6 +58,33 @@ def fake_result(sae: SAEInfo, text: str, *, top_k: int) -> ProbeResult:
     features = [_over_text(feature_index, tokens) for feature_index in found]
     features.sort(key=lambda feature: (-feature.max_activation, feature.feature_index))
     return ProbeResult(slug=sae.slug, text=text, tokens=tuple(tokens), features=tuple(features), seconds=0.018)
+
+
+def fake_decomposition(result: ProbeResult, sae: SAEInfo, token: int | None) -> Decomposition:
+    """Each feature takes half of what is left; token 0 is special."""
+    position = len(result.tokens) - 1 if token is None else token
+    if position >= len(result.tokens):
+        raise PromptError(f"The text has no token {position}; pick another.")
+    chosen = result.tokens[position]
+    model_acts = tuple(((i * 37 + position) % 19 - 9) / 3 for i in range(sae.d_in))
+    parts = tuple(
+        TokenPart(feature_index=a.feature_index, activation=a.activation, share=0.45 / 2**n, error=0.45 / 2**n)
+        for n, a in enumerate(chosen.features, start=1)
+    )
+    return Decomposition(
+        slug=result.slug,
+        text=result.text,
+        tokens=tuple(replace(t, features=()) for t in result.tokens),
+        position=position,
+        model_acts=model_acts,
+        target_acts=(),
+        sae_out=() if chosen.is_special else tuple(value * 0.9 for value in model_acts),
+        bias_share=None if chosen.is_special else 0.1,
+        bias_error=None if chosen.is_special else 0.45,
+        parts=parts,
+        error=parts[-1].error if parts else None,
+        seconds=0.012,
+    )
 
 
 def _active(word: str, sae: SAEInfo, top_k: int, position: int) -> tuple[ActiveFeature, ...]:
