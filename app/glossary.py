@@ -208,4 +208,49 @@ TERMS: dict[str, Term] = {
         "about a text than those that are active everywhere.",
     ),
     "label": Term(name="label", meaning="What a feature is called, and whether a person or a program says so."),
+    "vector": Term(
+        name="vector",
+        meaning="The list of numbers that a model holds for one token at one place. Papers call these numbers the model's "
+        "activations; on these pages an activation is always a feature's.",
+    ),
+    "neuron": Term(name="neuron", meaning="One number of a model's vector, always at the same place of it."),
+    "superposition": Term(
+        name="superposition",
+        meaning="A model that knows more things than its vectors have numbers gives things directions that overlap. It "
+        "can, as only few of them matter on one token.",
+    ),
+    "residual_stream": Term(
+        name="residual stream",
+        meaning="The vector of a token that runs through the whole model: every block reads it and adds to it.",
+    ),
+    "direction": Term(
+        name="decoder direction",
+        meaning="What a feature writes: a vector of length 1. An activation of 3 adds it three times.",
+        formula="W_dec[i]",
+    ),
+    "b_dec": Term(
+        name="b_dec",
+        meaning="A vector that the SAE adds on every token, whatever its features do: near the average vector.",
+    ),
+    "reconstruction": Term(
+        name="reconstruction",
+        meaning="The vector that an SAE puts together from b_dec and the active features.",
+        formula="x̂ = b_dec + Σ activation_i · W_dec[i]",
+    ),
+    "error_left": Term(
+        name="error left",
+        meaning="How much of a token's vector the reconstruction misses, as a share of the vector's squared length. "
+        "Unlike FVU it is of one token, and no average vector is subtracted: so the two compare only roughly.",
+        formula="‖x − x̂‖² / ‖x‖²",
+    ),
+    "share_of_vector": Term(
+        name="share of vector",
+        meaning="How far what is added reaches along the token's own vector. The shares of b_dec, of all active "
+        "features and of what is left over make 100%; a negative one points against the vector.",
+        formula="(activation_i · W_dec[i]) · x / ‖x‖²",
+    ),
+    "transcoder": Term(
+        name="transcoder",
+        meaning="An SAE that reads one place of the model and reconstructs another: what a part of it computes.",
+    ),
 }

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import Depends, FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
-from app import api, compare, embeds, exports, lists, lists_api, pages, unfurls
+from app import api, compare, embeds, exports, learn, lists, lists_api, pages, patterns, unfurls
 from app.body_limit import BodyLimit
 from app.changes import from_this_site
 from app.error_pages import add_error_pages
@@ -54,6 +54,8 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.include_router(api.router)
     app.include_router(compare.router)
     app.include_router(compare.api)
+    for router in (learn.router, learn.api, patterns.router):
+        app.include_router(router)
     app.include_router(api.health)
     app.mount("/static", HashedStaticFiles(directory=STATIC), name="static")
     add_error_pages(app)

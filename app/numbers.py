@@ -51,6 +51,11 @@ def percent(share: float) -> str:
     return f"{value:.{1 - math.floor(math.log10(value))}f}%"
 
 
+def percent_signed(share: float) -> str:
+    """A share that may be negative: 12.3%, −0.40%."""
+    return MINUS + percent(-share) if share < 0 else percent(share)
+
+
 def one_in(share: float) -> str:
     """A share as odds: "1 in 590"; empty for 0."""
     if share <= 0:

@@ -96,9 +96,7 @@ class Prober:
             seconds=time.monotonic() - started,
         )
 
-    def _parts(
-        self, active: tuple[Tensor, Tensor], target_acts: Tensor
-    ) -> tuple[tuple[TokenPart, ...], float, float]:
+    def _parts(self, active: tuple[Tensor, Tensor], target_acts: Tensor) -> tuple[tuple[TokenPart, ...], float, float]:
         """What each active feature adds to the reconstruction of target_acts (d_out); b_dec's share; its error."""
         features, values = (column.tolist() for column in active)
         x = target_acts.double().cpu()
