@@ -210,8 +210,8 @@ TERMS: dict[str, Term] = {
     "label": Term(name="label", meaning="What a feature is called, and whether a person or a program says so."),
     "vector": Term(
         name="vector",
-        meaning="The list of numbers that a model holds for one token at one place. Papers call these numbers the model's "
-        "activations; on these pages an activation is always a feature's.",
+        meaning="The list of numbers that a model holds for one token at one place. Papers call these numbers the "
+        "model's activations; on these pages an activation is always a feature's.",
     ),
     "neuron": Term(name="neuron", meaning="One number of a model's vector, always at the same place of it."),
     "superposition": Term(

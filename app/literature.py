@@ -27,8 +27,8 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "topk": ("TopK", "On every token the k largest values stay and all others become 0: always k active features."),
     "batchtopk": (
         "BatchTopK",
-        "In training the largest values of a whole batch stay, k a token on average; in use, those above one threshold. "
-        "A difficult token may have more features than an easy one.",
+        "In training the largest values of a whole batch stay, k a token on average; in use, those above one "
+        "threshold. A difficult token may have more features than an easy one.",
     ),
     "matryoshka": (
         "Matryoshka",

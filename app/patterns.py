@@ -35,8 +35,9 @@ router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
 SLUG = "pattern"
 WORDS = (
-    "The", " ship", " sailed", ",\n", "\t", "שלום", " עולם", " مرحبا", " 中文", "。", " 日本語", " 🙂", "👩‍👩‍👧", " naïve", " <b>",
-    "&amp;", "\x07", "\u200b", " ", "Donaudampfschifffahrtsgesellschaftskapitänsmützenabzeichen" * 2,
+    "The", " ship", " sailed", ",\n", "\t", "שלום", " עולם", " مرحبا", " 中文", "。", " 日本語", " 🙂",
+    "👩\u200d👩\u200d👧", " naïve", " <b>", "&amp;", "\x07", "\u200b", " ",
+    "Donaudampfschifffahrtsgesellschaftskapitänsmützenabzeichen" * 2,
 )  # fmt: skip
 WHEN = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 LABELS = (

@@ -71,6 +71,7 @@ function showTokens() {
     const lines = token.token.replaceAll("\r", "").split("\n");
     const parts = lines.map((line, i) => (i < lines.length - 1 ? `${line}↵` : line));
     button.textContent = parts[0];
+    if (!parts[0].trim()) button.setAttribute("aria-label", parts[0].includes("\t") ? "tab" : parts[0] ? "space" : "no text");
     button.tabIndex = position === (state.token ?? 0) ? 0 : -1;
     if (at) button.dataset.v = number(values[position]);
     if (position === state.token) button.setAttribute("aria-current", "true");

@@ -57,6 +57,21 @@ def test_errors_cross_the_process_boundary_as_themselves() -> None:
     run(test)
 
 
+def test_a_token_is_decomposed_in_the_worker_and_its_errors_cross_too() -> None:
+    async def test() -> None:
+        async with worker(max_tokens=7) as inference:
+            found = await inference.decompose(make_sae(), "the king", token=1)
+            assert (found.position, found.tokens[1].token) == (1, "the")
+            assert found.parts and len(found.model_acts) == make_sae().d_in
+            assert (await inference.decompose(make_sae(), "the king")).position == 2
+            with pytest.raises(PromptTooLongError, match="over 7"):
+                await inference.decompose(make_sae(), "too long")
+            with pytest.raises(WeightsError, match="half-written"):
+                await inference.decompose(make_sae("broken"), "king")
+
+    run(test)
+
+
 def test_a_worker_that_died_is_started_again_once(tmp_path: Path) -> None:
     async def test() -> None:
         async with worker() as inference:

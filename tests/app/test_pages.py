@@ -41,6 +41,10 @@ PAGES = [
     "/compare?a=demo&b=unindexed",
     "/compare?a=demo@stories&b=demo@poems",
     "/glossary",
+    "/learn",
+    "/learn?slug=unindexed",
+    "/learn?live=1&slug=demo&text=the+%3Cscript%3Ealert(1)%3C/script%3E+%E4%B8%AD&token=2",
+    "/learn?live=1&slug=demo&token=0",
     "/docs",
 ]
 BAD_PAGES = ["/nope", "/saes/nope", "/saes/demo/features/99999", "/saes/demo/features/x"]
@@ -56,6 +60,7 @@ class Checked(HTMLParser):
         super().__init__()
         self.addresses: list[str] = []
         self.posted_to: list[str] = []
+        self.leads_away: list[str] = []
         self.refused: list[str] = []
         self.ids: list[str] = []
         self.alternate: str | None = None
@@ -64,6 +69,8 @@ class Checked(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
+        if tag == "a" and given.get("rel") == "noreferrer":  # followed by choice, and tells nothing of this server
+            self.leads_away.append(given.pop("href") or "")
         if tag not in VOID:
             self.open.append(tag)
         if given.get("method") == "post":
@@ -100,6 +107,7 @@ def test_page_is_wellformed_and_asks_nothing_of_another_host(client: TestClient,
     assert checked.open == []
     assert len(set(checked.ids)) == len(checked.ids)
     assert [a for a in checked.addresses if re.match(r"\w+:|//", a)] == []
+    assert bool(checked.leads_away) == path.startswith("/learn")
     assert "<title>" in response.text
 
 

@@ -53,6 +53,7 @@ def main() -> None:
         "feature": f"{here}/features/{arguments.feature}",
         "probe": f"{here}/probe?text={quote(TEXT)}",
         "compare": f"/compare?a={SLUG}/{arguments.feature}&b={SLUG}/{arguments.other}",
+        "learn": "/learn",
         "glossary": "/glossary",
         "docs": "/docs",
         "error": f"{here}/features/999999",
@@ -73,6 +74,9 @@ def main() -> None:
                 for title, path in pages.items():
                     page.goto(path)
                     page.wait_for_load_state("networkidle")
+                    if title == "learn":
+                        page.locator("#walk-answer").scroll_into_view_if_needed()
+                        page.locator("#walk").evaluate("(heading) => heading.scrollIntoView()")
                     page.screenshot(path=arguments.out / f"{title}-{scheme}-{name}.png")
                 page.close()
         browser.close()

@@ -1,0 +1,30 @@
+"""The page of all components is whole, shows every step of the scale, and is linked from no other page."""
+
+import re
+
+from starlette.testclient import TestClient
+
+from app.patterns import WORDS
+from tests.app.test_pages import PAGES, Checked
+
+
+def test_patterns_is_wellformed_and_has_every_step(client: TestClient) -> None:
+    response = client.get("/patterns")
+    assert response.status_code == 200
+    checked = Checked(response.text)
+    assert (checked.refused, checked.open, checked.leads_away, checked.alternate) == ([], [], [], None)
+    assert len(set(checked.ids)) == len(checked.ids)
+    steps = response.text.split('id="steps">')[1].split("</p>")[0]
+    assert {int(step) for step in re.findall(r'class="a(\d+)', steps)} == set(range(1, 21))
+    assert "&lt;b&gt;" in steps and "&amp;amp;" in steps and WORDS[5] in steps
+
+
+def test_it_shows_every_partial_that_makes_components(client: TestClient) -> None:
+    page = client.get("/patterns").text
+    for part in ("probe-tokens", "example", "found", "weights", "nearest", "bars heat", "spark", "beside", "numbers parts",
+                 "facts inline", "compare-form", "fields", "problem", "note", "tip", "legend", "strip", "row"):  # fmt: skip
+        assert f'class="{part}' in page, part
+
+
+def test_no_page_links_to_it(client: TestClient) -> None:
+    assert [path for path in PAGES if "/patterns" in client.get(path).text] == []
