@@ -78,7 +78,8 @@ class Prober:
             model_acts, target_acts = (acts[0, position].float() for acts in read(framed, mask))
         is_special = tokens[position].is_special
         code = self._sae.encode(model_acts.unsqueeze(0))
-        parts, bias_share, bias_error = (), None, None
+        parts: tuple[TokenPart, ...] = ()
+        bias_share = bias_error = None
         if not is_special:
             parts, bias_share, bias_error = self._parts(code.active()[1:], target_acts)
         return Decomposition(
