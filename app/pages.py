@@ -27,6 +27,7 @@ from app.pareto import own_corpora, pareto
 from app.pareto_plot import plots
 from app.probing import chosen_index, probe_report, probe_view
 from app.rendering import STATIC, absolute, page, query_without, url
+from app.search import PLACES
 from sae_core.errors import SaescopeError
 from sae_core.records import SAESummary
 
@@ -83,7 +84,8 @@ def features_page(request: Request, store: StoreDep, slug: Slug, query: FeatureP
         request, "features.html", summary=summary, sae=summary.sae, index=index, has_index=True, query=query,
         corpus=query.corpus, rows=list_rows(found.items, has_bos=index.corpus.prepend_bos), next=found.next, here=here,
         kept=kept, next_url=url(here, **kept, after=found.next),
-        orders=ORDERS, views={view: url(here, **query_without(request, "view"), view=view) for view in ("", "table")},
+        views={view: url(here, **query_without(request, "view"), view=view) for view in ("", "table")},
+        orders=ORDERS, places=PLACES,
         exports={kind: url(f"{here}.{kind}", **selection) for kind in ("csv", "jsonl")},
     )  # fmt: skip
 

@@ -35,6 +35,9 @@ PAGES = [
     "/saes/unindexed/probe?text=the+king",
     "/saes/demo/features/0/embed?parts=tokens&parts=histogram&theme=dark&height=300",
     "/lists",
+    "/search",
+    "/search?q=wife",
+    "/search?q=zzz&within=label",
     "/compare",
     "/compare?a=demo/0",
     "/compare?a=demo/0&b=demo/1",
@@ -275,6 +278,20 @@ def test_an_export_of_what_cannot_be_is_refused_and_a_cell_is_no_formula(client:
         " =",
         -1.5,
     ]
+
+
+def test_a_search_over_all_saes_has_the_first_of_each(client: TestClient, store: Store) -> None:
+    page, twin = client.get("/search?q=wife").text, client.get("/api/search?q=wife").json()
+    (found,) = twin["items"]  # the other SAE is not indexed
+    expected = [row.feature.feature_index for row in store.features("demo", q="wife", limit=5).items]
+    assert (found["slug"], found["corpus"], found["more"]) == ("demo", "poems", True)
+    assert [item["feature"]["feature_index"] for item in found["items"]] == expected
+    assert [int(number) for number in re.findall(r"data-row>#(\d+)<", page)] == expected
+    assert 'href="/saes/demo/features?q=wife"' in page
+    assert client.get("/api/search?q=spouse&within=label").json()["items"][0]["more"] is False
+    assert client.get("/api/search?q=zzz").json() == client.get("/api/search").json() == {"items": []}
+    assert "No feature of any SAE matches" in client.get("/search?q=zzz").text
+    assert client.get("/search?q=" + "x" * 201).status_code == 422
 
 
 def test_search_shows_what_it_looked_for(client: TestClient) -> None:
