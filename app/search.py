@@ -1,4 +1,4 @@
-"""A search over the features of all SAEs: the first few of each, the most frequent first, and a way to the rest."""
+"""A search over the features of all SAEs: the first few of each, those called so before others, a way to the rest."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -87,7 +87,11 @@ def _found(store: Store, query: SearchQuery) -> list[tuple[IndexInfo, Found]]:
         if summary.indexes:
             slug, index = summary.sae.slug, summary.indexes[0]
             found = store.features(slug, q=query.q, within=query.within, limit=SHOWN_EACH)
-            if found.items:
-                more = found.next is not None
-                groups.append((index, Found(slug=slug, corpus=index.corpus.name, items=found.items, more=more)))
+            items, more = found.items, found.next is not None
+            if more and query.within is None:
+                called_so = store.features(slug, q=query.q, within="label", limit=SHOWN_EACH).items
+                by_number = {row.feature.feature_index: row for row in (*called_so, *items)}
+                items = tuple(by_number.values())[:SHOWN_EACH]
+            if items:
+                groups.append((index, Found(slug=slug, corpus=index.corpus.name, items=items, more=more)))
     return groups

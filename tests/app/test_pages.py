@@ -284,6 +284,8 @@ def test_a_search_over_all_saes_has_the_first_of_each(client: TestClient, store:
     page, twin = client.get("/search?q=wife").text, client.get("/api/search?q=wife").json()
     (found,) = twin["items"]  # the other SAE is not indexed
     expected = [row.feature.feature_index for row in store.features("demo", q="wife", limit=5).items]
+    called_so = client.get("/api/search?q=sea").json()["items"][0]["items"]
+    assert "sea" in called_so[0]["feature"]["label"]["text"] and len(called_so) == 5
     assert (found["slug"], found["corpus"], found["more"]) == ("demo", "poems", True)
     assert [item["feature"]["feature_index"] for item in found["items"]] == expected
     assert [int(number) for number in re.findall(r"data-row>#(\d+)<", page)] == expected
