@@ -24,15 +24,18 @@ from app.deps import (
 from app.examples import example_groups, list_rows, unfurled
 from app.probing import chosen_index, probe_report, probe_view
 from app.rendering import STATIC, absolute, page, query_without, url
+from app.runs import run_news, run_view, unfinished
 from sae_core.errors import SaescopeError
 from sae_core.records import SAESummary
+from sae_core.runs import list_runs
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
 
 @router.get("/")
-def home(request: Request, store: StoreDep) -> Response:
-    return page(request, "home.html", saes=store.saes(), json_url="/api/saes")
+def home(request: Request, store: StoreDep, settings: SettingsDep) -> Response:
+    runs = run_news(settings.home, unfinished(list_runs(settings.home)))
+    return page(request, "home.html", saes=store.saes(), runs=runs, json_url="/api/saes")
 
 
 @router.get("/saes")
@@ -129,6 +132,19 @@ async def _probed(
 @router.get("/probe")
 def probe_any(sae: Annotated[str, Query()], text: Annotated[str, Query(max_length=LONGEST_TEXT)] = "") -> Response:
     return RedirectResponse(url(f"/saes/{sae}/probe", text=text), status_code=303)
+
+
+@router.get("/runs")
+def runs(request: Request, settings: SettingsDep) -> Response:
+    return page(request, "runs.html", runs=run_news(settings.home, list_runs(settings.home)))
+
+
+@router.get("/runs/{run_id}")
+def run_page(
+    request: Request, store: StoreDep, settings: SettingsDep, run_id: str, follow: Annotated[bool, Query()] = False
+) -> Response:
+    view = run_view(store, settings.home, run_id)
+    return page(request, "run.html", view=view, run=view.news.run, follow=follow, json_url=url(f"/api/runs/{run_id}"))
 
 
 @router.get("/glossary")

@@ -22,8 +22,9 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ from sae_core.evaluate import (
     read_contexts,
 )
 from sae_core.firings import Firings
-from sae_core.index_folder import IndexFolder, Shard
+from sae_core.index_folder import IndexFolder, Shard, held
 from sae_core.labels import automatic_label
 from sae_core.ranks import take_gpu
 from sae_core.records import (
@@ -64,6 +65,7 @@ from sae_core.records import (
     TokenShare,
     TokenWeight,
 )
+from sae_core.run_log import RunFiles, RunLog, recorded
 from sae_core.sae import WEIGHTS_FILE
 from sae_core.tokens import vocabulary
 from sae_core.tokens_text import display_strings
@@ -144,34 +146,56 @@ class Collection:
         self.seconds += other.seconds
 
 
-def build_index(sae_info: SAEInfo, config: IndexConfig, *, home: Path) -> IndexRecords | None:
+def build_index(
+    sae_info: SAEInfo, config: IndexConfig, *, home: Path, keep: Callable[[IndexRecords], object] = lambda records: None
+) -> IndexRecords | None:
     """The index of an SAE on a corpus, going on where an earlier call stopped; None if it was asked to stop.
 
-    Raises BusyError if another process indexes this SAE, and what loading the model and reading the corpus raise.
+    `keep` stores the records; the job is over when it has. Raises BusyError if another process indexes this SAE, and
+    what loading the model and reading the corpus raise.
     """
-    job = _Job(sae_info, config, home=home, shard=None)
-    with job.folder.held():
-        collection = job.gathered()
-        return None if collection is None else job.records(collection)
+    with _begun(config, None, home=home) as log:
+        job = _Job(sae_info, config, home=home, shard=None)
+        collection = job.gathered(log)
+        if collection is None:
+            return None
+        records = job.records(collection)
+        keep(records)
+        return records
 
 
 def index_shard(sae_info: SAEInfo, config: IndexConfig, shard: Shard, *, home: Path) -> bool:
     """Gathers one shard of the contexts into a file for `merge_shards`; False if it was asked to stop."""
-    job = _Job(sae_info, config, home=home, shard=shard)
-    with job.folder.held():
-        return job.gathered() is not None
+    with _begun(config, shard, home=home) as log:
+        return _Job(sae_info, config, home=home, shard=shard).gathered(log) is not None
 
 
-def merge_shards(sae_info: SAEInfo, config: IndexConfig, *, home: Path) -> IndexRecords:
-    """The index that one process would have made, from what all shards gathered.
+def merge_shards(
+    sae_info: SAEInfo, config: IndexConfig, *, home: Path, keep: Callable[[IndexRecords], object] = lambda records: None
+) -> IndexRecords:
+    """The index that one process would have made, from what all shards gathered; `keep` stores it.
 
     Raises ConfigError if a shard is missing, unfinished, or of another text.
     """
-    job = _Job(sae_info, config, home=home, shard=None)
-    with job.folder.held():
+    with _begun(config, None, home=home):
+        job = _Job(sae_info, config, home=home, shard=None)
         records = job.records(job.merged())
+        keep(records)
         job.folder.remove_parts()
         return records
+
+
+@contextmanager
+def _begun(config: IndexConfig, shard: Shard | None, *, home: Path) -> Iterator[RunLog]:
+    """Holds the SAE's folder and keeps the log of the run."""
+    corpus = config.name or corpus_name(config.corpus)
+    part = (shard.number, shard.count) if shard else None
+    files = RunFiles.of_index(home, slug=config.slug, corpus=corpus, shard=part)
+    with (
+        held(home, slug=config.slug, shard=shard),
+        recorded([files], kind="indexing", corpus=corpus, config=asdict(config)) as log,
+    ):
+        yield log
 
 
 class _Job:
@@ -196,12 +220,14 @@ class _Job:
         )
         self.contexts = read_contexts(self.subject, config, scratch=home)
 
-    def gathered(self) -> Collection | None:
+    def gathered(self, log: RunLog) -> Collection | None:
         """The whole pass, or the shard's; None if it was asked to stop, with a checkpoint."""
         first, last = 0, len(self.contexts)
         if self.shard is not None:
             first, last = self.shard.contexts(len(self.contexts), batch_contexts=self.config.batch_contexts)
         collection = self._begun(first, last)
+        if collection.done > first:
+            log.note(f"goes on from context {collection.done:,} of {last:,}")
         started = saved = time.monotonic()
         before = collection.seconds
 
@@ -219,7 +245,10 @@ class _Job:
             )
             collection.done = done
             self._save(collection)
-        return collection if collection.done >= last else None
+        if collection.done >= last:
+            return collection
+        log.stop()
+        return None
 
     def merged(self) -> Collection:
         """What all shards gathered, together."""

@@ -107,7 +107,7 @@ def test_it_learns_and_leaves_weights_config_and_metrics(config: TrainConfig, tm
     assert last["fvu"] < 0.7
     assert last["l0"] <= 4
     assert sorted(path.name for path in folder.iterdir()) == [
-        "config.json", "metrics.jsonl", "sae.json", "sae.safetensors",
+        "config.json", "metrics.jsonl", "progress.json", "run.jsonl", "sae.json", "sae.safetensors",
     ]  # fmt: skip
 
 
