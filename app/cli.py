@@ -244,6 +244,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     """`saescope demo`."""
     from app import demo
     from app.server import address, listen, serve, serving
+    from sae_core.progress import stop_request
 
     settings = _settings(arguments, host=arguments.host, port=arguments.port, device=arguments.device)
     with closing(listen(settings)) as socket:  # a busy port is said before minutes of work, not after
@@ -256,13 +257,15 @@ def run_demo(arguments: argparse.Namespace) -> int:
         here = address(socket)
         demo.announce(settings.home)
         with serving(settings, socket=socket) as server:
-            print(f"Watch it train at {here}{demo.RUN_PATH}", flush=True)
+            print(f"Watch it at {here}{demo.RUN_PATH}", flush=True)
             infos = train_and_add({demo.SLUG: demo.TRAINING}, settings=settings)
             if infos is None or not index_and_add(demo.INDEXING, settings=settings):
                 return STOPPED
             print(f"The demo is ready: {here}/saes/{demo.SLUG}  (Ctrl-C stops it)", flush=True)
-            server.join()
-    return 0
+            with stop_request() as stop:
+                while not stop.was_made:
+                    server.join(0.2)
+    return STOPPED
 
 
 def train_and_add(configs: "dict[str, TrainConfig]", *, settings: Settings) -> "list[SAEInfo] | None":

@@ -7,6 +7,7 @@ from sae_core.config import IndexConfig, TrainConfig
 from sae_core.disk import saving
 from sae_core.errors import NotFoundError
 from sae_core.run_log import CONFIG_FILE
+from sae_core.runs import SHAPE_FILE
 from sae_core.store import Store
 
 SLUG = "demo-l3-4k"
@@ -18,6 +19,8 @@ INDEXING = IndexConfig(slug=SLUG, corpus=("python-docs",), tokens=600_000)
 def announce(home: Path) -> None:
     """Gives the run its page at once, while what trains is still being loaded. Raises ConfigError, DiskFullError."""
     folder = home / "runs" / SLUG
+    if (folder / SHAPE_FILE).exists():
+        return  # it is trained, and will be indexed
     with saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / CONFIG_FILE).exists():

@@ -55,6 +55,7 @@ from sae_core.evaluate import (
 from sae_core.firings import Firings
 from sae_core.index_folder import IndexFolder, Shard, held
 from sae_core.labels import automatic_label
+from sae_core.progress import progress_bar
 from sae_core.ranks import take_gpu
 from sae_core.records import (
     Feature,
@@ -286,7 +287,10 @@ class _Job:
         return IndexRecords(
             info=info,
             contexts=evidence.context_records(collection.firings, contexts),
-            features=feature_records(subject, collection, contexts, config=config, created_at=info.created_at),
+            features=_counted(
+                feature_records(subject, collection, contexts, config=config, created_at=info.created_at),
+                total=collection.firings.d_sae,
+            ),
             examples=evidence.example_records(collection.firings, contexts),
         )
 
@@ -351,6 +355,14 @@ def feature_records(
             )
             label = automatic_label(feature, dense_threshold=config.dense_threshold, created_at=created_at)
             yield feature if label is None else replace(feature, label=label)
+
+
+def _counted(features: Iterator[Feature], *, total: int) -> Iterator[Feature]:
+    """The same, with a progress bar for whoever stores them."""
+    with progress_bar(total=total, what="storing", unit=" features") as bar:
+        for feature in features:
+            yield feature
+            bar.update(1)
 
 
 def _token_columns(sampled: evidence.Sampled | None, known: "_Directions", feature_index: int) -> dict[str, Any]:

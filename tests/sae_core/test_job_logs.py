@@ -106,9 +106,9 @@ def test_an_input_that_cannot_be_used_is_a_failed_run_with_its_sentence(config: 
 def test_saes_of_one_pass_are_a_run_each(config: TrainConfig, tmp_path: Path) -> None:
     both = {"two": config, "three": dataclasses.replace(config, k=2)}
     assert train_together(both, runs=tmp_path / "runs") is not None
-    assert {run.run_id: (run.state, run.together) for run in list_runs(tmp_path)} == {
-        slug: ("finished", ("two", "three")) for slug in both
-    }
+    assert {run.run_id: (run.state, run.together) for run in list_runs(tmp_path)} == dict.fromkeys(
+        both, ("finished", ("two", "three"))
+    )
     assert read_run(tmp_path, "three").progress == read_run(tmp_path, "two").progress
 
 

@@ -20,7 +20,9 @@ def test_a_home_without_runs_has_none(tmp_path: Path) -> None:
         read_run(tmp_path, "demo")
 
 
-@pytest.mark.parametrize("run_id", ["", "..", "../x", "a/b", ".hidden", "a~../b", "a~", "~a", "a\0", "a~b~c", "x" * 300])
+@pytest.mark.parametrize(
+    "run_id", ["", "..", "../x", "a/b", ".hidden", "a~../b", "a~", "~a", "a\0", "a~b~c", "x" * 300]
+)
 def test_an_id_never_leaves_the_home(tmp_path: Path, run_id: str) -> None:
     training_files(tmp_path, "a")
     (tmp_path / "config.json").write_text("{}")
@@ -59,7 +61,6 @@ def test_what_is_at_work_comes_first_then_the_newest(tmp_path: Path) -> None:
     with training(tmp_path, "new") as log:
         log.stop()
     with training(tmp_path, "now"), indexing(tmp_path):
-        pass
         assert [run.run_id for run in list_runs(tmp_path)][2:] == ["new", "old"]
         assert {run.run_id for run in list_runs(tmp_path)[:2]} == {"now", "demo~poems"}
 
@@ -109,8 +110,9 @@ def test_a_process_on_another_machine_is_believed_for_a_minute(tmp_path: Path, m
 
 
 def test_a_number_that_another_process_has_now_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    later = time.time() + 100
     with training(tmp_path), monkeypatch.context() as patch:
-        patch.setattr(runs.time, "time", lambda now=time.time(): now + 100)
+        patch.setattr(runs.time, "time", lambda: later)
         assert read_run(tmp_path, "demo").state == "running"
         patch.setattr(runs, "birth", lambda pid: 5)
         assert read_run(tmp_path, "demo").state == "stopped"
@@ -170,7 +172,9 @@ def test_the_log_is_short_and_in_order(tmp_path: Path) -> None:
     assert [line.at for line in lines] == sorted(line.at for line in lines)
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b"null", b"\xff\xfe", b'{"event": 1}', b'{"event": "x", "at": "y"}'])
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[1]", b"null", b"\xff\xfe", b'{"event": 1}', b'{"event": "x", "at": "y"}']
+)
 def test_damaged_files_count_as_not_there(tmp_path: Path, damage: bytes) -> None:
     with training(tmp_path) as log:
         log.stop()

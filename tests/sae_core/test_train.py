@@ -178,7 +178,9 @@ def test_saes_trained_together_are_those_trained_alone(config: TrainConfig, alon
     for slug in TOGETHER:
         assert same_weights(tmp_path / slug, alone / slug), slug
         ours, theirs = (metrics_of(runs / slug) for runs in (tmp_path, alone))
-        assert [{**line, "seconds": 0, "at": 0} for line in ours] == [{**line, "seconds": 0, "at": 0} for line in theirs]
+        assert [{**line, "seconds": 0, "at": 0} for line in ours] == [
+            {**line, "seconds": 0, "at": 0} for line in theirs
+        ]
 
 
 def test_the_seed_and_the_order_of_the_text_matter(config: TrainConfig, alone: Path, tmp_path: Path) -> None:
