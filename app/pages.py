@@ -27,7 +27,7 @@ from app.rendering import STATIC, absolute, page, query_without, url
 from app.runs import run_news, run_view, unfinished
 from sae_core.errors import SaescopeError
 from sae_core.records import SAESummary
-from sae_core.runs import list_runs
+from sae_core.runs import has_run, list_runs
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -44,7 +44,9 @@ def saes() -> Response:
 
 
 @router.get("/saes/{slug}")
-def sae_page(request: Request, store: StoreDep, points: PointsDep, slug: Slug, query: CorpusParams) -> Response:
+def sae_page(
+    request: Request, store: StoreDep, settings: SettingsDep, points: PointsDep, slug: Slug, query: CorpusParams
+) -> Response:
     summary = store.sae(slug)
     index = chosen_index(summary, corpus=query.corpus)
     found = list(points.points(store, index).values()) if index else []
@@ -55,7 +57,7 @@ def sae_page(request: Request, store: StoreDep, points: PointsDep, slug: Slug, q
         cosines=charts.cosine_chart(cosines) if cosines else None,
         train_command=provenance.train_command(summary.sae),
         index_command=provenance.index_command(index) if index else None,
-        settings_rows=provenance.settings_rows(summary.sae.config),
+        settings_rows=provenance.settings_rows(summary.sae.config), has_run=has_run(settings.home, slug),
         charts_url=url(f"/api/saes/{slug}/charts", corpus=query.corpus),
     )  # fmt: skip
 

@@ -122,6 +122,10 @@ def read_run(home: Path, run_id: str) -> Run:
     return run
 
 
+def has_run(home: Path, run_id: str) -> bool:
+    return _read(home, run_id) is not None
+
+
 def read_detail(home: Path, run_id: str) -> RunDetail:
     """One run with everything that it measured. Raises NotFoundError."""
     run = read_run(home, run_id)

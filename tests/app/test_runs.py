@@ -126,6 +126,13 @@ def test_a_trained_sae_leads_to_the_index_that_is_being_made(client: TestClient,
     assert 'data-next="/saes/demo"' in client.get("/runs/demo~poems").text
 
 
+def test_an_sae_leads_to_the_curves_of_its_training(client: TestClient, tmp_path: Path) -> None:
+    assert "/runs/" not in client.get("/saes/demo").text
+    with training(tmp_path):
+        pass
+    assert '<a href="/runs/demo">curves and log</a>' in client.get("/saes/demo").text
+
+
 def test_an_sae_that_is_not_in_the_database_is_said(client: TestClient, tmp_path: Path) -> None:
     with training(tmp_path, "other"):
         pass
