@@ -24,6 +24,7 @@ from sae_core.arguments import (
 )
 from sae_core.disk import saving
 from sae_core.errors import ConfigError, SaescopeError
+from sae_core.progress import interrupts_heard, stop_request
 
 if TYPE_CHECKING:
     from sae_core.config import IndexConfig, TrainConfig
@@ -98,7 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
-        return run(arguments)
+        with interrupts_heard():
+            return run(arguments)
     except SaescopeError as error:
         print(f"saescope: {error}", file=sys.stderr)
         return error.exit_code
@@ -244,7 +246,6 @@ def run_demo(arguments: argparse.Namespace) -> int:
     """`saescope demo`."""
     from app import demo
     from app.server import address, listen, serve, serving
-    from sae_core.progress import stop_request
 
     settings = _settings(arguments, host=arguments.host, port=arguments.port, device=arguments.device)
     with closing(listen(settings)) as socket:  # a busy port is said before minutes of work, not after

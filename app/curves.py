@@ -88,7 +88,6 @@ def _figure(curve: Curve, points: Sequence[RunPoint], *, tokens: int) -> dict[st
     }
     layout = {
         "xaxis": {
-            "title": {"text": "tokens"},
             "range": [0, max([tokens, *(p.tokens for p in points[-1:])])],
             "zeroline": False,
             "tickformat": "~s",
@@ -99,6 +98,7 @@ def _figure(curve: Curve, points: Sequence[RunPoint], *, tokens: int) -> dict[st
             "zeroline": False,
             "tickformat": curve.tick_format or "~g",
             "nticks": 6,
+            **({"dtick": "D2"} if curve.is_log else {}),  # 1, 2, 5, 10, …
         },
         "margin": {"l": 56, "r": 8, "t": 8, "b": 28},
         "showlegend": False,

@@ -4,6 +4,7 @@ import errno
 import socket as sockets
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -69,8 +70,10 @@ def serving(settings: Settings, *, socket: sockets.socket) -> Iterator[threading
     """Serves on `socket` beside what this process does, in a thread, until the end of the block."""
     server = Server(create_app(settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, name="saescope-server")
-    thread.start()
     try:
+        thread.start()
+        while thread.is_alive() and not server.started:  # so that it is there, and imports nothing beside us
+            time.sleep(0.01)
         _say(f"saescope is at {address(socket)}  (Ctrl-C stops it)")
         yield thread
     finally:
