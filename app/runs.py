@@ -113,10 +113,12 @@ def run_news(home: Path, runs: Sequence[Run]) -> list[RunNews]:
 
 
 def unfinished(runs: Sequence[Run], *, now: datetime | None = None) -> list[Run]:
-    """For the start page: those at work, and the latest that stopped or failed."""
+    """For the start page: those at work, and the latest that stopped or failed; of a sweep's SAEs one."""
     since = (now or datetime.now(tz=UTC)) - timedelta(days=UNRESOLVED_DAYS)
-    waiting = [r for r in runs if r.state in ("stopped", "failed") and r.ended_at is not None and r.ended_at > since]
-    return [r for r in runs if r.state == "running"] + waiting[:UNRESOLVED_RUNS]
+    one_each = {(run.state, run.together or run.run_id): run for run in reversed(runs)}.values()
+    shown = [run for run in runs if run in one_each]
+    waiting = [r for r in shown if r.state in ("stopped", "failed") and r.ended_at is not None and r.ended_at > since]
+    return [r for r in shown if r.state == "running"] + waiting[:UNRESOLVED_RUNS]
 
 
 def title(run: Run) -> str:
