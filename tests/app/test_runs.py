@@ -203,9 +203,9 @@ def test_home_shows_what_is_at_work_and_what_did_not_end_well(client: TestClient
 def test_home_shows_a_sweep_once(client: TestClient, tmp_path: Path) -> None:
     with training(tmp_path, "one", "two", "three"), training(tmp_path, "other"):
         page, everything = client.get("/").text, client.get("/runs").text
-    assert sorted(re.findall(r'href="/runs/(\w+)">Training', page))[0] == "other"
+    names = re.findall(r'href="/runs/(\w+)">Training', page)
+    assert len(names) == 2 and "other" in names
     assert page.count("on one pass with 2 others") == 1
-    assert len(re.findall(r'href="/runs/(\w+)">Training', page)) == 2
     assert everything.count("on one pass with 2 others") == 3
 
 
