@@ -41,7 +41,8 @@ the text that activates it most, and browse the result.
   saescope demo                                                 everything, on the small model that ships
   saescope train --model PATH_OR_HUB_ID --layer 6 --corpus 'texts/*.txt'
   saescope index SLUG --corpus 'texts/*.txt'
-  saescope serve"""
+  saescope serve
+  saescope export html SLUG --features 1,5,9-12                 a file to send to somebody"""
 
 TRAIN = """\
 Train an SAE on the activations of a language model, or a transcoder that predicts one hook point from another.
@@ -61,8 +62,9 @@ examples:
 
 SWEEP = """\
 Train an SAE for every combination of the given --layer, --architecture, --d-sae, --k and --seed, all on one pass
-through the model, then measure each as `saescope eval` does and print one table. Each SAE is the one that
-`saescope train` would have made alone. Ctrl-C stops after the current step; the same command goes on from there."""
+through the model, then measure each as `saescope eval` does and print one table, which the dashboard plots. Each SAE
+is the one that `saescope train` would have made alone. Ctrl-C stops after the current step; the same command goes on
+from there."""
 
 SWEEP_EXAMPLES = """\
 examples:
@@ -82,6 +84,16 @@ with its index. docs/metrics.md defines each."""
 
 SERVE = """\
 Serve the dashboard. Pages answer at once; the model is loaded, in a process of its own, when a text is first probed."""
+
+EXPORT = """\
+Write features into one HTML file that opens anywhere, offline and without a script: labels, statistics, promoted and
+suppressed tokens, histogram and examples as on their pages, in light and dark. With --list a list of the dashboard,
+with its notes, in its order."""
+
+EXPORT_EXAMPLES = """\
+examples:
+  saescope export html SLUG --features 1,5,9-12
+  saescope export html --list k3v9… --output spouses.html"""
 
 DB = """\
 Look after the database. `check` takes the checksums of examples, contexts and weights again and compares them with
@@ -126,7 +138,11 @@ def make_parser() -> argparse.ArgumentParser:
     _add_eval(_command(commands, "eval", "measure how good an SAE is on a corpus", EVAL))
     serve = _command(commands, "serve", "serve the dashboard", SERVE)
     _add_address(serve)
+    serve.add_argument(
+        "--read-only", action="store_true", default=None, help="nobody changes lists and labels (SAESCOPE_READ_ONLY)"
+    )
     serve.set_defaults(run=run_serve)
+    _add_export(_command(commands, "export", "write features into one file", EXPORT, EXPORT_EXAMPLES))
     _add_db(_command(commands, "db", "check or upgrade the database", DB))
     demo = _command(commands, "demo", "train, index and serve the demo", DEMO)
     _add_address(demo)
@@ -149,6 +165,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 def run_sweep(arguments: argparse.Namespace) -> int:
     """`saescope sweep`."""
     from app import card
+    from app.pareto import save_evaluation
     from sae_core.config import IndexConfig
     from sae_core.evaluate import evaluate
     from sae_core.train import default_slug
@@ -169,6 +186,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         if evaluation is None:
             print("saescope: stopped; the SAEs are trained, the same command compares them.", file=sys.stderr)
             return STOPPED
+        save_evaluation(evaluation, folder=Path(info.weights_path))  # for the SAE page's plot
         evaluations.append(evaluation)
     print(card.as_json_lines(evaluations) if arguments.json else card.table(infos, evaluations))
     return 0
@@ -221,10 +239,26 @@ def run_serve(arguments: argparse.Namespace) -> int:
     """`saescope serve`."""
     from app.server import listen, serve
 
-    settings = _settings(arguments, host=arguments.host, port=arguments.port, device=arguments.device)
+    settings = _settings(
+        arguments, host=arguments.host, port=arguments.port, device=arguments.device, read_only=arguments.read_only
+    )
     with closing(listen(settings)) as socket:
         _open_store(settings).close()
         serve(settings, socket=socket)
+    return 0
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """`saescope export`."""
+    from app.export import exported_file, write
+
+    with closing(_open_store(_settings(arguments))) as store:
+        name, pieces = exported_file(
+            store, arguments.slug, features=arguments.features, list_id=arguments.list, corpus=arguments.corpus
+        )
+        path = arguments.output or Path(name)
+        write(pieces, path)
+    print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
 
 
@@ -264,7 +298,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
                 return STOPPED
             print(f"The demo is ready: {here}/saes/{demo.SLUG}  (Ctrl-C stops it)", flush=True)
             with stop_request() as stop:
-                while not stop.was_made:
+                while server.is_alive() and not stop.was_made:
                     server.join(0.2)
     return STOPPED
 
@@ -362,6 +396,19 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     how = add_measuring_arguments(parser)
     how.add_argument("--json", action="store_true", help="print one JSON object instead of a card")
     parser.set_defaults(run=run_eval)
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("format", choices=("html",), help="what kind of file")
+    parser.add_argument("slug", nargs="?", metavar="SLUG", help="the SAE whose features --features names")
+    what = parser.add_argument_group("which features")
+    what.add_argument("--features", metavar="LIST", help="numbers and ranges: 1,5,9-12")
+    what.add_argument("--list", metavar="ID", help="a list of the dashboard: the end of its address")
+    what.add_argument("--corpus", metavar="NAME", help="on which they were measured (the newest index)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="where to (SLUG-features.html or list-ID.html here)"
+    )
+    parser.set_defaults(run=run_export)
 
 
 def _add_db(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,7 @@
 """What routes ask for: the store, the model worker, and parameters that are checked before a route sees them."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Path, Query, Request
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -11,12 +11,13 @@ from app.points import PointsCache
 from app.settings import Settings
 from sae_core.errors import NotFoundError, PromptError
 from sae_core.store import Store
+from sae_core.store_pages import Sort
 
 LARGEST_INDEX = 2**31 - 1
 LONGEST_TEXT = 200_000  # characters; the limit in tokens is the model worker's
-Sort = Literal["-density", "density", "-max", "max", "index", "-index"]
 ProbeSort = Literal["strength", "rarity", "share"]
 Width = Literal["short", "medium", "full"]
+Part = Literal["label", "statistics", "histogram", "tokens", "examples"]
 
 
 def get_store(request: Request) -> Store:
@@ -73,7 +74,14 @@ def _without_nul(value: str) -> str:
 # What a form leaves empty counts as not given. Limits stand inside the optional: they do not take None.
 ShortText = Annotated[str, Field(max_length=200), AfterValidator(_without_nul)]
 Name = Annotated[ShortText | None, BeforeValidator(_empty_is_none)]
+Given = Annotated[
+    Annotated[str, Field(max_length=500), AfterValidator(_without_nul)] | None, BeforeValidator(_empty_is_none)
+]
 Share = Annotated[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None, BeforeValidator(_empty_is_none)]
+Cursor = Annotated[
+    Annotated[str, Field(max_length=600), AfterValidator(_without_nul)] | None, BeforeValidator(_empty_is_none)
+]
+Where = Annotated[Literal["label", "promotes", "fires_on", "examples"] | None, BeforeValidator(_empty_is_none)]
 Index = Annotated[Annotated[int, Field(ge=0, le=LARGEST_INDEX)] | None, BeforeValidator(_empty_is_none)]
 
 
@@ -84,24 +92,55 @@ class CorpusQuery(BaseModel):
     corpus: Name = Field(default=None, description="name of the corpus; default the newest index")
 
 
+EMBEDDED_PARTS: list[Part] = ["label", "statistics", "examples"]
+
+
 class FeatureListQuery(CorpusQuery):
     """Which features, in which order, from where."""
 
     sort: Sort = Field(default="-density", description="a minus sign puts the largest first")
-    q: Name = Field(default=None, description="words to look for")
+    q: Name = Field(
+        default=None,
+        description='words, all of which must stand somewhere; the ends of words may be missing; "in quotes" as it is',
+    )
+    within: Where = Field(default=None, description="where to look; default everywhere")
     min_density: Share = Field(default=None, description="least density, a share between 0 and 1")
     max_density: Share = Field(default=None, description="largest density, a share between 0 and 1")
+    min_confidence: Share = Field(default=None, description="least confidence of the automatic label")
     alive: bool = Field(default=True, description="leave out features that never fired")
-    after: Name = Field(default=None, description="cursor: `next` of the page before")
+    after: Cursor = Field(default=None, description="cursor: `next` of the page before")
     limit: int = Field(default=50, ge=1, le=200, description="features per page")
 
 
+class FeaturePageQuery(FeatureListQuery):
+    """The same, and how the page shows them."""
+
+    view: Literal["examples", "table"] = "examples"
+
+    def selection(self) -> dict[str, Any]:
+        """What the store is asked."""
+        return self.model_dump(exclude={"view"})
+
+
+def _split(value: object) -> object:
+    """`parts=a,b` says the same as `parts=a&parts=b`, which is what a form sends."""
+    values = value if isinstance(value, list) else [value]
+    return [part for one in values for part in str(one).split(",") if part]
+
+
 class FeatureQuery(CorpusQuery):
-    """How a feature page shows its examples."""
+    """How a feature page shows its examples; and where it is embedded in another page, what is shown of it."""
 
     width: Width = "short"
     breaks: bool = False
     embed: bool = False
+    parts: Annotated[list[Part], BeforeValidator(_split)] = Field(default=[], description="default: EMBEDDED_PARTS")
+    examples: int = Field(default=8, ge=1, le=20)
+    theme: Annotated[Literal["light", "dark"] | None, BeforeValidator(_empty_is_none)] = None
+
+    @property
+    def shown_parts(self) -> list[Part]:
+        return self.parts or EMBEDDED_PARTS
 
 
 class ProbeQuery(CorpusQuery):
@@ -122,5 +161,6 @@ Slug = Annotated[str, Depends(checked_slug)]
 FeatureIndex = Annotated[int, Path(ge=0, le=LARGEST_INDEX)]
 CorpusParams = Annotated[CorpusQuery, Query()]
 FeatureListParams = Annotated[FeatureListQuery, Query()]
+FeaturePageParams = Annotated[FeaturePageQuery, Query()]
 FeatureParams = Annotated[FeatureQuery, Query()]
 ProbeParams = Annotated[ProbeQuery, Query()]

@@ -16,8 +16,10 @@ from sae_core.errors import SaescopeError
 log = logging.getLogger(__name__)
 
 TITLES = {
+    403: "Not allowed here",
     404: "Not here",
     405: "Not done this way",
+    409: "Changed meanwhile",
     413: "Too long",
     422: "That cannot be read",
     500: "Something broke",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from app.numbers import number, percent
 from sae_core.bands import N_BANDS
-from sae_core.records import RANDOM_BAND, TOP_BAND, Example, Feature, FeatureRow
+from sae_core.records import RANDOM_BAND, TOP_BAND, Example, Feature, FeatureRow, FeatureSummary
 
 STEPS = 20  # of the activation scale; the stylesheet has a class a0 … a20 for each
 WIDTHS = {"short": (14, 10), "medium": (40, 24)}  # tokens shown before and after the chosen one; "full" shows all
@@ -79,7 +79,7 @@ class LineView:
 class ListRow:
     """A feature in a list with its examples cut to a line each."""
 
-    feature: Feature
+    feature: FeatureSummary
     lines: tuple[LineView, ...]
 
 
@@ -158,15 +158,17 @@ def example_view(example: Example, *, scale: float, signs: bool = False, has_bos
     )
 
 
-def one_line(example: Example, *, scale: float, has_bos: bool = False) -> LineView:
-    """The tokens around the peak that fit a line of a list; line breaks become signs, indentation is left out."""
+def one_line(
+    example: Example, *, scale: float, has_bos: bool = False, before: int = LINE_BEFORE, after: int = LINE_AFTER
+) -> LineView:
+    """The tokens around the peak, so many characters before and after it, as a line of a list has them: line breaks
+    become signs, indentation is left out."""
     start = end = example.position
-    before = after = 0
-    while start > has_bos and before < LINE_BEFORE:
+    while start > has_bos and before > 0:
         start -= 1
-        before += len(example.tokens[start])
-    while end < len(example.tokens) and after < LINE_AFTER:
-        after += len(example.tokens[end])
+        before -= len(example.tokens[start])
+    while end < len(example.tokens) and after > 0:
+        after -= len(example.tokens[end])
         end += 1
     views = token_views(example, scale=scale, span=(start, end))
     cut = [replace(view, text=_on_one_line(view.text), original=None) for view in views]

@@ -141,6 +141,52 @@ TERMS: dict[str, Term] = {
         meaning="How many places of the corpus read the same around the peak (8 tokens before it, one after). They are "
         "shown once, where the activation is largest.",
     ),
+    "direction_cosine": Term(
+        name="cosine of directions",
+        meaning="How alike the directions are that two features write: 1 is the same direction, 0 a right angle. Read "
+        "from the weights; features of two SAEs can be compared where both read the same place of the same model.",
+        formula="cos(W_dec[a], W_dec[b])",
+    ),
+    "match": Term(
+        name="match",
+        meaning="The feature of the other SAE whose decoder direction is closest. It counts as a match if the cosine "
+        "is at least the one that is stated; only features that are alive are asked and answered with.",
+        formula="max over j of cos(W_dec[i], W_dec'[j])",
+    ),
+    "chance": Term(
+        name="chance",
+        meaning="The best cosine that a direction would find among as many directions drawn at random: what two SAEs "
+        "that have learned nothing alike would show.",
+    ),
+    "shared_contexts": Term(
+        name="shared contexts",
+        meaning="Contexts that are among the stored examples of both features. Only examples are looked at, not the "
+        "whole corpus: features without a shared context may still fire on the same tokens.",
+    ),
+    "logit_difference": Term(
+        name="difference of logit attribution",
+        meaning="How much more one feature promotes a token than the other, in logits per unit of activation. Of each "
+        "feature only its most promoted and most suppressed tokens are stored: where a token is stored of one "
+        "alone, the difference is a bound (“at least”).",
+        formula="(W_dec[a] − W_dec[b]) @ W_U",
+    ),
+    "density_ratio": Term(
+        name="density ratio",
+        meaning="How many times more often a feature fires on one corpus than on the other, half a token added to each "
+        "count. Left out are features with fewer than 10 expected firings on either corpus.",
+        formula="((firings + ½) / (tokens + 1)) ÷ the same on the other",
+    ),
+    "z": Term(
+        name="z",
+        meaning="How many standard errors two densities are apart, by the test of two proportions. Firings stand in "
+        "clumps, as one document is about one thing, so that z is larger than it should be: 5 is asked for.",
+        formula="(p_a − p_b) / √(p (1 − p) (1/n_a + 1/n_b)), p over both corpora",
+    ),
+    "front": Term(
+        name="front",
+        meaning="The SAEs that no other beats: none has at most as many active features and a better value (Pareto "
+        "front). The further down an FVU, the further up CE recovered, and the further left, the better.",
+    ),
     "context": Term(name="context", meaning="A run of tokens from the corpus that was fed to the model at once."),
     "example": Term(name="example", meaning="One feature on one context, with its activation on every token."),
     "band": Term(

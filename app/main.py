@@ -6,17 +6,18 @@ Nothing heavy is imported: torch lives in the worker process that `inference` st
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import metadata
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
-from app import api, pages
+from app import api, compare, embeds, exports, lists, lists_api, pages, unfurls
 from app.body_limit import BodyLimit
+from app.changes import from_this_site
 from app.error_pages import add_error_pages
 from app.inference import Inference, ModelWorker
+from app.matches import MatchCache
 from app.points import PointsCache
-from app.rendering import STATIC, HashedStaticFiles, make_environment
+from app.rendering import STATIC, HashedStaticFiles, make_environment, saescope_version
 from app.settings import Settings
 from sae_core.store import Store
 
@@ -37,19 +38,25 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
         if own_store is not None:
             own_store.close()
 
-    version = _version()
+    version = saescope_version()
     app = FastAPI(
-        title="saescope", version=version, description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan
-    )
+        title="saescope", version=version, description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan,
+        dependencies=[Depends(from_this_site)],
+    )  # fmt: skip
     app.state.settings = settings
     app.state.store = store if store is not None else own_store
     app.state.inference = inference
     app.state.points = PointsCache()
-    app.state.templates = make_environment(version=version)
+    app.state.matches = MatchCache()
+    app.state.templates = make_environment(version=version, read_only=settings.read_only)
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.include_router(pages.router)
+    for module in (exports, lists, embeds, unfurls, lists_api):
+        app.include_router(module.router)
     app.include_router(api.router)
+    app.include_router(compare.router)
+    app.include_router(compare.api)
     app.include_router(api.health)
     app.mount("/static", HashedStaticFiles(directory=STATIC), name="static")
     add_error_pages(app)
@@ -63,10 +70,3 @@ def _model_worker(settings: Settings) -> ModelWorker:
         timeout=settings.probe_timeout,
         device=settings.device,
     )
-
-
-def _version() -> str:
-    try:
-        return metadata.version("saescope")
-    except metadata.PackageNotFoundError:
-        return "development"

@@ -7,11 +7,12 @@ from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Resp
 from starlette.concurrency import run_in_threadpool
 
 from app import charts, provenance
+from app.changes import author_of
 from app.deps import (
     LONGEST_TEXT,
     CorpusParams,
     FeatureIndex,
-    FeatureListParams,
+    FeaturePageParams,
     FeatureParams,
     InferenceDep,
     PointsDep,
@@ -22,12 +23,23 @@ from app.deps import (
     StoreDep,
 )
 from app.examples import example_groups, list_rows, unfurled
+from app.pareto import own_corpora, pareto
+from app.pareto_plot import plots
 from app.probing import chosen_index, probe_report, probe_view
 from app.rendering import STATIC, absolute, page, query_without, url
 from app.runs import run_news, run_view, unfinished
 from sae_core.errors import SaescopeError
 from sae_core.records import SAESummary
 from sae_core.runs import has_run, list_runs
+
+ORDERS = [
+    ("-density", "most frequent"), ("density", "rarest"), ("-max", "strongest"), ("max", "weakest"),
+    ("-mean", "strongest on average"), ("mean", "weakest on average"), ("label", "label, A to Z"),
+    ("-label", "label, Z to A"), ("-confidence", "surest label"), ("confidence", "least sure label"),
+    ("-cosine", "largest encoder·decoder"), ("cosine", "smallest encoder·decoder"), ("index", "number"),
+    ("-index", "number, last first"),
+]  # fmt: skip
+MAX_OFFERED_LISTS = 100  # on a feature's page, to add it to: those that changed last
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -51,6 +63,7 @@ def sae_page(
     index = chosen_index(summary, corpus=query.corpus)
     found = list(points.points(store, index).values()) if index else []
     cosines = index.metrics.encoder_decoder_histogram if index else None
+    like = pareto(store, summary, index)
     return page(
         request, "sae.html", summary=summary, sae=summary.sae, index=index, has_index=bool(index), corpus=query.corpus,
         density=charts.density_chart(found), heatmap=charts.density_heatmap(found),
@@ -58,20 +71,25 @@ def sae_page(
         train_command=provenance.train_command(summary.sae),
         index_command=provenance.index_command(index) if index else None,
         settings_rows=provenance.settings_rows(summary.sae.config), has_run=has_run(settings.home, slug),
+        like=like, plots=plots(like) if like else (),
+        own=own_corpora(summary, index) if index else None,
         charts_url=url(f"/api/saes/{slug}/charts", corpus=query.corpus),
     )  # fmt: skip
 
 
 @router.get("/saes/{slug}/features")
-def features_page(request: Request, store: StoreDep, slug: Slug, query: FeatureListParams) -> Response:
+def features_page(request: Request, store: StoreDep, slug: Slug, query: FeaturePageParams) -> Response:
     summary = store.sae(slug)
     index = store.index(slug, corpus=query.corpus)
-    found = store.features(slug, **query.model_dump())
+    found = store.features(slug, **query.selection())
     here, kept = f"/saes/{slug}/features", query_without(request, "after")
+    selection = query_without(request, "after", "limit", "view")
     return page(
         request, "features.html", summary=summary, sae=summary.sae, index=index, has_index=True, query=query,
         corpus=query.corpus, rows=list_rows(found.items, has_bos=index.corpus.prepend_bos), next=found.next, here=here,
         kept=kept, next_url=url(here, **kept, after=found.next),
+        orders=ORDERS, views={view: url(here, **query_without(request, "view"), view=view) for view in ("", "table")},
+        exports={kind: url(f"{here}.{kind}", **selection) for kind in ("csv", "jsonl")},
     )  # fmt: skip
 
 
@@ -96,6 +114,7 @@ def feature_page(
         detail=detail, feature=detail.feature, chart=charts.activation_chart(detail.feature),
         groups=example_groups(detail.feature, detail.examples, signs=query.breaks, has_bos=has_bos),
         description=unfurled(detail.feature, detail.examples), permalink=absolute(request, str(request.url.path)),
+        lists=store.lists()[:MAX_OFFERED_LISTS], held=store.lists_with(slug, feature_index), author=author_of(request),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ Pages call `page()`; templates find `url`, `static_url`, the number formats and 
 
 import hashlib
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -56,8 +57,8 @@ def page(request: Request, template: str, *, status_code: int = 200, **values: o
     return HTMLResponse(text, status_code=status_code)
 
 
-def make_environment(*, version: str) -> Environment:
-    """The Jinja environment: everything is escaped, an unknown name is an error."""
+def make_environment(*, version: str, read_only: bool = True, glossary: str = "/glossary") -> Environment:
+    """The Jinja environment: everything is escaped, an unknown name is an error. `glossary`: what words link to."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -67,6 +68,7 @@ def make_environment(*, version: str) -> Environment:
         auto_reload=False,
     )
     environment.globals.update(url=url, static_url=static_url, terms=TERMS, version=version, plotly_name=PLOTLY)
+    environment.globals.update(read_only=read_only, glossary=glossary)
     environment.globals.update(
         density_share=charts.density_share, sparkline=charts.sparkline, token_sparkline=charts.token_sparkline
     )
@@ -74,6 +76,13 @@ def make_environment(*, version: str) -> Environment:
         environment.filters[name] = getattr(numbers, name)
     environment.filters.update(visible=visible_token, line_parts=line_parts, json_data=json_data, decimals=decimals)
     return environment
+
+
+def saescope_version() -> str:
+    try:
+        return metadata.version("saescope")
+    except metadata.PackageNotFoundError:
+        return "development"
 
 
 def visible_token(token: str) -> str:

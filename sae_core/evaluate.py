@@ -60,11 +60,8 @@ class Subject:
 
     @property
     def target_hook_name(self) -> str:
-        """Where stands what the SAE reconstructs: where it reads, but for a transcoder."""
-        target, layer = self.info.config.get("target_hook"), self.info.config.get("target_layer")
-        if target is None or "." in str(target):  # the SAE's own, or a whole name
-            return str(target or self.info.hook_name)
-        return f"blocks.{self.info.layer if layer is None else layer}.hook_{target}"
+        """Where stands what the SAE reconstructs."""
+        return self.info.target_hook_name
 
     def tensors(self, contexts: list[TokenContext]) -> tuple[Tensor, Tensor, Tensor]:
         """Ids, attention mask, and which tokens count, each (B, T), on the model's device."""
@@ -222,12 +219,14 @@ def measure_predictions(subject: Subject, contexts: ContextFile, *, batch_contex
 
 def _add_predictions(predictions: RunningPredictions, subject: Subject, batch: list[TokenContext]) -> None:
     ids, attention, counted = subject.tensors(batch)
-    model_acts, _ = subject.activations(ids, attention, counted)
-    sae_out = subject.sae.decode(subject.sae.encode(model_acts))  # (N, d_out)
+    model_acts = None  # what the SAE reads where it replaces: seen there
+    if subject.hook_name != subject.target_hook_name:
+        model_acts, _ = subject.activations(ids, attention, counted)
 
     def with_sae(acts: Tensor) -> Tensor:
+        read = acts[counted].float() if model_acts is None else model_acts
         replaced = acts.clone()
-        replaced[counted] = sae_out.to(acts.dtype)
+        replaced[counted] = subject.sae.decode(subject.sae.encode(read)).to(acts.dtype)
         return replaced
 
     def with_zeros(acts: Tensor) -> Tensor:

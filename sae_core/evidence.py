@@ -1,9 +1,9 @@
 """What the pages show of every feature, made of the firings that the pass kept (`firings`) and the corpus.
 
-`Evidence` reads the collectors feature by feature, in blocks, so that it needs little memory beside them:
+The collectors are read in blocks of features, so that it needs little memory beside them:
 
     examples      top contexts, samples of the bands, random firings, each with the activations around it
-    statistics    counts, means, histogram, profile by position
+    histograms    of the activations, their shares in the bands, and the profile by position
     tokens        on which a sample of the feature's firings fall, and what comes before and after them
     co-activation from a sample of tokens with all features that are active on them
 """
@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_core.bands import BINS, N_BANDS, band_counts, bin_edges
+from sae_core.bands import BAND_STARTS, N_BANDS
 from sae_core.collect import BestK
 from sae_core.compiled import compiled
 from sae_core.context_file import ContextFile
 from sae_core.firings import LENGTH, TEXT, Firings, places_of, profile_buckets, values_of
-from sae_core.records import RANDOM_BAND, TOP_BAND, CoactiveFeature, Context, Histogram, PackedExamples, PositionShare
+from sae_core.records import RANDOM_BAND, TOP_BAND, Context, PackedExamples
 
 BLOCK_FEATURES = 4096
 SHOWN_TOKENS = 8
@@ -28,22 +28,33 @@ SHOWN_COACTIVE = 10
 LEAST_TOGETHER = 3  # tokens of the sample, fewer are chance
 
 
-class SampledTokens(NamedTuple):
-    """The tokens that a sample of a feature's firings fall on: ids and counts, and their share of the activation."""
+class Columns(NamedTuple):
+    """A table of several rows for each of some features: packed, and where the rows of each begin and end."""
 
-    ids: NDArray[np.int64]
-    counts: NDArray[np.int64]
-    shares: NDArray[np.float64]
+    rows: NDArray[Any]  # (R,) of a structured type
+    bounds: list[int]  # of n features n + 1
+
+    def packed(self, number: int) -> bytes:
+        return self.rows[self.bounds[number] : self.bounds[number + 1]].tobytes()
+
+    def listed(self, number: int) -> list[tuple[Any, ...]]:
+        listed: list[tuple[Any, ...]] = self.rows[self.bounds[number] : self.bounds[number + 1]].tolist()
+        return listed
+
+
+TOKEN_ROW = np.dtype([("token_id", "<u4"), ("count", "<u2"), ("share", "<f4")])
+PLACE_ROW = np.dtype([("first", "<u2"), ("last", "<u2"), ("density", "<f4"), ("share", "<f4")])
+COACTIVE_ROW = np.dtype([("feature_index", "<u4"), ("together", "<u4"), ("jaccard", "<f4")])
 
 
 class Sampled(NamedTuple):
-    """What stands at, before and after the sampled firings of one feature."""
+    """What stands at, before and after a sample of the firings of some features."""
 
-    n: int
-    on: SampledTokens
-    before: SampledTokens
-    after: SampledTokens
-    followers: SampledTokens  # all that come after, not only the most frequent
+    n: list[int]  # firings drawn
+    on: Columns  # of TOKEN_ROW; the largest share of the activation first
+    before: Columns  # the most frequent first
+    after: Columns
+    followed: list[int]  # firings that one of the feature's promoted tokens follows
 
 
 def context_records(firings: Firings, contexts: ContextFile) -> Iterator[Context]:
@@ -105,87 +116,75 @@ def _packed(
         )
 
 
-class Statistics:
-    """Numbers of each feature that are sums over the corpus."""
-
-    def __init__(self, firings: Firings, *, n_tokens: int, context_size: int) -> None:
-        self.n = firings.n.tolist()
-        self.densities = (firings.n / max(n_tokens, 1)).tolist()
-        self.maxima = firings.maxima.tolist()
-        self.means = firings.means.tolist()
-        self.mean_squares = firings.mean_squares.tolist()
-        self._firings = firings
-        self._buckets = profile_buckets(context_size)
-
-    def histogram(self, feature_index: int) -> Histogram:
-        if not self.n[feature_index]:
-            return Histogram(edges=(), counts=())
-        counts = tuple(self._firings.histogram[feature_index].tolist())
-        return Histogram(edges=bin_edges(self.maxima[feature_index]), counts=counts)
-
-    def band_shares(self, feature_index: int) -> tuple[float, ...]:
-        n = max(self.n[feature_index], 1)
-        assert self._firings.histogram.shape[1] == BINS
-        return tuple(count / n for count in band_counts(tuple(self._firings.histogram[feature_index].tolist())))
-
-    def profile(self, feature_index: int) -> tuple[PositionShare, ...]:
-        n = self.n[feature_index]
-        if not n:
-            return ()
-        counts, totals = self._firings.profile[feature_index].tolist(), self._firings.bucket_tokens.tolist()
-        return tuple(
-            PositionShare(first=first, last=last, density=count / total, share=count / n)
-            for (first, last), count, total in zip(self._buckets, counts, totals, strict=False)
-            if total
-        )
+def histograms(firings: Firings) -> list[bytes]:
+    """Of each feature: no edges, since they follow from its maximum, and the counts; nothing of a dead one."""
+    counts = firings.histogram.astype("<u4")
+    return [b"\0\0" + row.tobytes() if n else b"" for row, n in zip(counts, firings.n.tolist(), strict=True)]
 
 
-def sampled_tokens(sample: BestK, contexts: ContextFile, first: int, last: int) -> dict[int, Sampled]:
-    """Of the features first..last: the tokens at, before and after their sampled firings; dead ones are left out."""
+def band_shares(firings: Firings) -> list[bytes]:
+    """Share of each feature's firings in bands 1..N_BANDS, float64."""
+    counts = np.add.reduceat(firings.histogram, BAND_STARTS, axis=1)
+    shares = (counts / np.maximum(firings.n, 1)[:, None]).astype("<f8")
+    return [row.tobytes() for row in shares]
+
+
+def profiles(firings: Firings, *, context_size: int) -> Columns:
+    """Where in the context each feature fires; nothing of a dead one."""
+    buckets = np.array(profile_buckets(context_size)).reshape(-1, 2)
+    totals = firings.bucket_tokens[: len(buckets)]
+    buckets, counts = buckets[totals > 0], firings.profile[:, : len(buckets)][:, totals > 0]
+    alive = np.flatnonzero(firings.n)
+    rows = np.zeros((len(alive), len(buckets)), PLACE_ROW)
+    rows["first"], rows["last"] = buckets[:, 0], buckets[:, 1]
+    rows["density"] = counts[alive] / totals[totals > 0]
+    rows["share"] = counts[alive] / firings.n[alive, None]
+    return Columns(rows.reshape(-1), _bounds(np.where(firings.n > 0, len(buckets), 0)))
+
+
+def sampled_tokens(
+    sample: BestK, contexts: ContextFile, first: int, last: int, *, promoted: NDArray[np.int64]
+) -> Sampled:
+    """Of the features first..last: the tokens at, before and after their sampled firings.
+
+    `promoted` (last − first, P) are the tokens that each promotes.
+    """
     features, _, _, payload = sample.entries(first, last)
+    features = features - first
     where, positions = places_of(payload)
     values = values_of(payload).astype(np.float64)
-    tables = [_counted(features, contexts.token_ids_at(where, positions + step), values) for step in (0, -1, 1)]
-    found = {}
-    numbers, counts = np.unique(features, return_counts=True)
-    for number, n in zip(numbers.tolist(), counts.tolist(), strict=True):
-        on, before, after = (table.get(number, _NONE) for table in tables)
-        found[number] = Sampled(
-            n=n,
-            on=_first(on, by=on.shares),
-            before=_first(before, by=before.counts),
-            after=_first(after, by=after.counts),
-            followers=after,
-        )
-    return found
+    totals = np.bincount(features, weights=values, minlength=last - first)
+    tables = []
+    for step in (0, -1, 1):
+        ids = contexts.token_ids_at(where, positions + step)
+        inside = ids >= 0
+        keys, inverse, counts = np.unique((features << 32 | ids)[inside], return_inverse=True, return_counts=True)
+        sums = np.bincount(inverse, weights=values[inside], minlength=len(keys))
+        owners = keys >> 32
+        rows = np.zeros(len(keys), TOKEN_ROW)
+        rows["token_id"], rows["count"], rows["share"] = keys & 0xFFFF_FFFF, counts, sums / totals[owners]
+        tables.append((owners, rows))
+    owners, rows = tables[2]
+    is_promoted = (promoted[owners] == rows["token_id"][:, None]).any(axis=1)
+    followed = np.bincount(owners[is_promoted], weights=rows["count"][is_promoted], minlength=last - first)
+    on, before, after = (
+        _first(*table, by=name, n=last - first) for table, name in zip(tables, ("share", "count", "count"), strict=True)
+    )
+    n = np.bincount(features, minlength=last - first)
+    return Sampled(n=n.tolist(), on=on, before=before, after=after, followed=followed.astype(np.int64).tolist())
 
 
-def _first(tokens: SampledTokens, *, by: NDArray[Any]) -> SampledTokens:
-    """Those with the largest `by`; of equal ones the lower id first."""
-    order = np.argsort(-by, kind="stable")[:SHOWN_TOKENS]
-    return SampledTokens(tokens.ids[order], tokens.counts[order], tokens.shares[order])
+def _first(owners: NDArray[np.int64], rows: NDArray[Any], *, by: str, n: int) -> Columns:
+    """The SHOWN_TOKENS rows of each of n owners with the largest `by`; of equal ones the first."""
+    order = np.lexsort((-rows[by].astype(np.float64), owners))
+    owners, rows = owners[order], rows[order]
+    counts = np.bincount(owners, minlength=n)
+    ranks = np.arange(len(owners)) - (np.cumsum(counts) - counts)[owners]
+    return Columns(rows[ranks < SHOWN_TOKENS], _bounds(np.minimum(counts, SHOWN_TOKENS)))
 
 
-_NONE = SampledTokens(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
-
-
-def _counted(
-    features: NDArray[np.int64], ids: NDArray[np.int64], values: NDArray[np.float64]
-) -> dict[int, SampledTokens]:
-    """By feature: its tokens, by id, how often each stands there, and its share of the feature's activation."""
-    totals = np.bincount(features, weights=values) if len(features) else np.zeros(1)
-    keys = (features << 32) | ids
-    inside = ids >= 0
-    known, inverse, counts = np.unique(keys[inside], return_inverse=True, return_counts=True)
-    sums = np.bincount(inverse, weights=values[inside], minlength=len(known))
-    owners = known >> 32
-    shares = sums / np.maximum(totals[owners], 1e-30)
-    bounds = np.flatnonzero(np.diff(owners, prepend=-1))
-    ends = np.append(bounds[1:], len(owners))
-    return {
-        int(owners[start]): SampledTokens(known[start:end] & 0xFFFF_FFFF, counts[start:end], shares[start:end])
-        for start, end in zip(bounds.tolist(), ends.tolist(), strict=True)
-    }
+def _bounds(counts: NDArray[np.int64]) -> list[int]:
+    return [0, *np.cumsum(counts).tolist()]
 
 
 class Coactivation:
@@ -228,7 +227,7 @@ class Coactivation:
     def n_tokens(self) -> int:
         return sum(len(part) for part in self._lengths)
 
-    def strongest(self, d_sae: int) -> list[tuple[CoactiveFeature, ...]]:
+    def strongest(self, d_sae: int) -> Columns:
         """For each feature the others with the largest Jaccard index."""
         lengths, features = _joined(self._lengths), _joined(self._features)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -236,20 +235,13 @@ class Coactivation:
         order = np.argsort(features, kind="stable")
         counts = np.bincount(features, minlength=d_sae)
         bounds = np.concatenate([[0], np.cumsum(counts)])
-        others = np.zeros((d_sae, SHOWN_COACTIVE), np.int64)
-        together = np.zeros((d_sae, SHOWN_COACTIVE), np.int64)
+        rows = np.zeros((d_sae, SHOWN_COACTIVE), COACTIVE_ROW)
+        others = np.zeros(rows.shape, np.int64)
+        together = np.zeros(rows.shape, np.int64)
         _strongest(offsets, features, bounds, tokens[order], counts, others, together)
-        own = counts[:, None]
-        jaccard = together / np.maximum(own + counts[others] - together, 1)
-        rows = zip(others.tolist(), together.tolist(), jaccard.tolist(), strict=True)
-        return [
-            tuple(
-                CoactiveFeature(feature_index=other, together=n, jaccard=share)
-                for other, n, share in zip(*row, strict=True)
-                if n
-            )
-            for row in rows
-        ]
+        rows["feature_index"], rows["together"] = others, together
+        rows["jaccard"] = together / np.maximum(counts[:, None] + counts[others] - together, 1)
+        return Columns(rows[together > 0], _bounds((together > 0).sum(axis=1)))
 
 
 def _joined(parts: list[NDArray[Any]], dtype: Any = np.int64) -> NDArray[Any]:

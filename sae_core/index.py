@@ -6,7 +6,7 @@
    once, and nothing is kept that grows with the text.
 3. From the collectors: examples, histograms, tokens, co-active features (`evidence`).
 4. From the weights alone: promoted and suppressed tokens, nearest features, norms (`directions`).
-5. From all of that: a label (`labels`).
+5. From all of that: a label (`labels`), and a record (`feature_records`).
 6. On a sample of contexts: how well the model predicts with `sae_out` in place of its own activations (`evaluate`).
 
 The pass leaves a checkpoint every minute (`index_folder`) and goes on from it; contexts can be shared out over
@@ -24,20 +24,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from sae_core import directions, evidence
+from sae_core import evidence
 from sae_core.arguments import add_index_arguments, index_config
 from sae_core.collect import random_keys
 from sae_core.config import IndexConfig
-from sae_core.context_file import ContextFile, text_keys
+from sae_core.context_file import text_keys
 from sae_core.corpus import corpus_name
 from sae_core.digests import file_sha256
 from sae_core.errors import ConfigError, SaescopeError
@@ -52,24 +51,14 @@ from sae_core.evaluate import (
     measure_predictions,
     read_contexts,
 )
+from sae_core.feature_records import feature_records
 from sae_core.firings import Firings
 from sae_core.index_folder import IndexFolder, Shard, held
-from sae_core.labels import automatic_label
 from sae_core.progress import progress_bar
 from sae_core.ranks import take_gpu
-from sae_core.records import (
-    Feature,
-    IndexInfo,
-    IndexRecords,
-    NearestFeature,
-    SAEInfo,
-    TokenShare,
-    TokenWeight,
-)
+from sae_core.records import IndexInfo, IndexRecords, PackedFeature, SAEInfo
 from sae_core.run_log import RunFiles, RunLog, recorded
 from sae_core.sae import WEIGHTS_FILE
-from sae_core.tokens import vocabulary
-from sae_core.tokens_text import display_strings
 from sae_core.train import trained
 
 COACTIVE_TOKENS = 65_536  # of the sample on which co-activation is counted, at most
@@ -288,7 +277,15 @@ class _Job:
             info=info,
             contexts=evidence.context_records(collection.firings, contexts),
             features=_counted(
-                feature_records(subject, collection, contexts, config=config, created_at=info.created_at),
+                feature_records(
+                    subject,
+                    contexts,
+                    firings=collection.firings,
+                    coactivation=collection.coactivation,
+                    n_tokens=info.corpus.n_tokens,
+                    config=config,
+                    created_at=info.created_at,
+                ),
                 total=collection.firings.d_sae,
             ),
             examples=evidence.example_records(collection.firings, contexts),
@@ -318,115 +315,12 @@ class _Job:
         self.folder.save(collection.state(self.contexts.fingerprint(collection.done)))
 
 
-def feature_records(
-    subject: Subject, collection: Collection, contexts: ContextFile, *, config: IndexConfig, created_at: datetime
-) -> Iterator[Feature]:
-    """One record per feature, in order."""
-    firings = collection.firings
-    known = _Directions(subject, config)
-    statistics = evidence.Statistics(
-        firings,
-        n_tokens=collection.corpus_pass.density.n_tokens,
-        context_size=context_size(subject.info, config),
-    )
-    coactive = collection.coactivation.strongest(firings.d_sae)
-    for first in range(0, firings.d_sae, evidence.BLOCK_FEATURES):
-        last = min(first + evidence.BLOCK_FEATURES, firings.d_sae)
-        sampled = evidence.sampled_tokens(firings.sample, contexts, first, last)
-        for feature_index in range(first, last):
-            feature = Feature(
-                feature_index=feature_index,
-                density=statistics.densities[feature_index],
-                n_active=statistics.n[feature_index],
-                max_activation=statistics.maxima[feature_index],
-                mean_activation=statistics.means[feature_index],
-                mean_square=statistics.mean_squares[feature_index],
-                encoder_decoder_cosine=known.cosines[feature_index],
-                encoder_norm=known.encoder_norms[feature_index],
-                decoder_norm=known.decoder_norms[feature_index],
-                histogram=statistics.histogram(feature_index),
-                band_shares=statistics.band_shares(feature_index),
-                profile=statistics.profile(feature_index),
-                nearest=known.nearest(feature_index),
-                coactive=coactive[feature_index],
-                promoted_tokens=known.promoted(feature_index),
-                suppressed_tokens=known.suppressed(feature_index),
-                **_token_columns(sampled.get(feature_index), known, feature_index),
-            )
-            label = automatic_label(feature, dense_threshold=config.dense_threshold, created_at=created_at)
-            yield feature if label is None else replace(feature, label=label)
-
-
-def _counted(features: Iterator[Feature], *, total: int) -> Iterator[Feature]:
+def _counted(features: Iterator[PackedFeature], *, total: int) -> Iterator[PackedFeature]:
     """The same, with a progress bar for whoever stores them."""
     with progress_bar(total=total, what="storing", unit=" features") as bar:
         for feature in features:
             yield feature
             bar.update(1)
-
-
-def _token_columns(sampled: evidence.Sampled | None, known: "_Directions", feature_index: int) -> dict[str, Any]:
-    if sampled is None:
-        return {}
-    promoted = known.promoted_ids(feature_index)
-    followers = zip(sampled.followers.ids.tolist(), sampled.followers.counts.tolist(), strict=True)
-    followed = sum(count for token_id, count in followers if token_id in promoted)
-    return {
-        "n_sampled": sampled.n,
-        "tokens_on": known.token_shares(sampled.on),
-        "tokens_before": known.token_shares(sampled.before),
-        "tokens_after": known.token_shares(sampled.after),
-        "promoted_share": followed / sampled.n if len(promoted) else None,
-    }
-
-
-class _Directions:
-    """What follows from the weights, feature by feature."""
-
-    @torch.inference_mode()
-    def __init__(self, subject: Subject, config: IndexConfig) -> None:
-        model, sae = subject.model, subject.sae
-        self._names = [display_strings([token])[0] for token in vocabulary(model.tokenizer).tokens]
-        W_U = model.unembedding()
-        self._logits: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
-        if W_U is not None and len(W_U) == sae.W_dec.shape[1]:
-            # The head may be padded beyond the tokenizer's vocabulary; ids that no text has are left out.
-            attribution = directions.logit_attribution(sae.W_dec, W_U[:, : len(self._names)], n=config.promoted_tokens)
-            up, up_weights, down, down_weights = (part.cpu() for part in attribution)
-            self._logits = (up, up_weights, down, down_weights)
-        near, cosines = directions.nearest_features(sae.W_dec, n=config.nearest_features)
-        self._near, self._near_cosines = near.cpu(), cosines.cpu()
-        self.cosines = directions.encoder_decoder_cosine(sae.W_enc, sae.W_dec).tolist()
-        self.encoder_norms = sae.W_enc.norm(dim=0).tolist()
-        self.decoder_norms = sae.W_dec.norm(dim=1).tolist()
-
-    def promoted(self, feature_index: int) -> tuple[TokenWeight, ...]:
-        return self._token_weights(feature_index, 0)
-
-    def suppressed(self, feature_index: int) -> tuple[TokenWeight, ...]:
-        return self._token_weights(feature_index, 2)
-
-    def promoted_ids(self, feature_index: int) -> set[int]:
-        return set() if self._logits is None else set(self._logits[0][feature_index].tolist())
-
-    def nearest(self, feature_index: int) -> tuple[NearestFeature, ...]:
-        pairs = zip(self._near[feature_index].tolist(), self._near_cosines[feature_index].tolist(), strict=True)
-        return tuple(NearestFeature(feature_index=i, cosine=c) for i, c in pairs)
-
-    def token_shares(self, tokens: evidence.SampledTokens) -> tuple[TokenShare, ...]:
-        return tuple(
-            TokenShare(token=self._name(i), token_id=i, count=n, share=share)
-            for i, n, share in zip(*(column.tolist() for column in tokens), strict=True)
-        )
-
-    def _token_weights(self, feature_index: int, column: int) -> tuple[TokenWeight, ...]:
-        if self._logits is None:
-            return ()
-        ids, weights = (part[feature_index].tolist() for part in self._logits[column : column + 2])
-        return tuple(TokenWeight(token=self._name(i), token_id=i, weight=w) for i, w in zip(ids, weights, strict=True))
-
-    def _name(self, token_id: int) -> str:
-        return self._names[token_id] if token_id < len(self._names) else f"[{token_id}]"
 
 
 def main(argv: list[str] | None = None) -> int:

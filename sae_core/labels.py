@@ -14,10 +14,11 @@ The first of these that holds, each confidence a share that was counted on the i
 Words are compared without blanks around them and without case. No language model is asked.
 """
 
-from collections.abc import Iterable, Sequence
 from datetime import datetime
+from functools import lru_cache
+from typing import NamedTuple
 
-from sae_core.records import Feature, Label, TokenShare
+from sae_core.records import Label
 
 AUTHOR = "saescope"
 KIND = "automatic"
@@ -29,19 +30,29 @@ POSITION_LIFT = 5.0  # times as dense there as over all positions
 SHOWN_PROMOTED = 3
 
 
-def automatic_label(feature: Feature, *, dense_threshold: float, created_at: datetime) -> Label | None:
-    """The label, or None for a dead feature and for one that nothing can be said about."""
-    if not feature.n_active:
-        return None
-    words_on = _words((shown.token, shown.share) for shown in feature.tokens_on)
+class Grounds(NamedTuple):
+    """What is known of a feature that is not dead."""
+
+    density: float
+    tokens_on: list[tuple[str, float]]  # that it fires on, and their share of the sample's activation
+    tokens_before: list[tuple[str, float]]  # and their share of the sample's firings
+    tokens_after: list[tuple[str, float]]
+    places: list[tuple[int, int, float, float]]  # first and last position, its density there, share of its firings
+    promoted_tokens: list[str]  # strongest first
+    promoted_share: float | None  # of the sample's firings that one of the promoted tokens follows; None: none drawn
+
+
+def automatic_label(grounds: Grounds, *, dense_threshold: float, created_at: datetime) -> Label | None:
+    """The label, or None if nothing can be said."""
+    words_on = _words(grounds.tokens_on)
     found = (
-        _dense(feature, dense_threshold)
+        _dense(grounds, dense_threshold)
         or _token(words_on)
-        or _neighbour("before", feature.tokens_after, feature.n_sampled)
-        or _neighbour("after", feature.tokens_before, feature.n_sampled)
-        or _position(feature)
+        or _neighbour("before", grounds.tokens_after)
+        or _neighbour("after", grounds.tokens_before)
+        or _position(grounds)
         or _partly(words_on)
-        or _promotes(feature)
+        or _promotes(grounds)
     )
     if found is None:
         return None
@@ -49,10 +60,10 @@ def automatic_label(feature: Feature, *, dense_threshold: float, created_at: dat
     return Label(text=text, kind=KIND, author=AUTHOR, score=round(score, 4), created_at=created_at)
 
 
-def _dense(feature: Feature, threshold: float) -> tuple[str, float] | None:
-    if feature.density <= threshold:
+def _dense(grounds: Grounds, threshold: float) -> tuple[str, float] | None:
+    if grounds.density <= threshold:
         return None
-    return "dense", feature.density
+    return "dense", grounds.density
 
 
 def _token(words: list[tuple[str, float]]) -> tuple[str, float] | None:
@@ -63,18 +74,17 @@ def _token(words: list[tuple[str, float]]) -> tuple[str, float] | None:
     return None
 
 
-def _neighbour(where: str, tokens: Sequence[TokenShare], n_sampled: int) -> tuple[str, float] | None:
-    words = _words((shown.token, shown.count / max(n_sampled, 1)) for shown in tokens)
+def _neighbour(where: str, tokens: list[tuple[str, float]]) -> tuple[str, float] | None:
+    words = _words(tokens)
     if not words or words[0][1] < NEIGHBOUR_SHARE:
         return None
     return f"{where} {_quoted(words[0][0])}", min(words[0][1], 1.0)
 
 
-def _position(feature: Feature) -> tuple[str, float] | None:
-    for place in feature.profile:
-        if place.share >= POSITION_SHARE and place.density >= POSITION_LIFT * feature.density:
-            where = f"position {place.first}" if place.first == place.last else f"positions {place.first}–{place.last}"
-            return where, place.share
+def _position(grounds: Grounds) -> tuple[str, float] | None:
+    for first, last, density, share in grounds.places:
+        if share >= POSITION_SHARE and density >= POSITION_LIFT * grounds.density:
+            return f"position {first}" if first == last else f"positions {first}–{last}", min(share, 1.0)
     return None
 
 
@@ -86,22 +96,29 @@ def _partly(words: list[tuple[str, float]]) -> tuple[str, float] | None:
     return "partly " + ", ".join(_quoted(word) for word, _ in words), min(share, 1.0)
 
 
-def _promotes(feature: Feature) -> tuple[str, float] | None:
-    words = _words((token.token, 0.0) for token in feature.promoted_tokens)
-    if not words or feature.promoted_share is None:
+def _promotes(grounds: Grounds) -> tuple[str, float] | None:
+    words = _words([(token, 0.0) for token in grounds.promoted_tokens])
+    if not words or grounds.promoted_share is None:
         return None
-    return "promotes " + ", ".join(_quoted(word) for word, _ in words[:SHOWN_PROMOTED]), feature.promoted_share
+    return "promotes " + ", ".join(_quoted(word) for word, _ in words[:SHOWN_PROMOTED]), grounds.promoted_share
 
 
-def _words(tokens: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+def _words(tokens: list[tuple[str, float]]) -> list[tuple[str, float]]:
     """The tokens as words, in order of their summed shares (equal ones as they came), the first spelling of each."""
     spellings: dict[str, str] = {}
     shares: dict[str, float] = {}
     for token, share in tokens:
-        key = token.strip().casefold() or token
-        spellings.setdefault(key, token.strip() or token)
+        key, spelling = _word(token)
+        spellings.setdefault(key, spelling)
         shares[key] = shares.get(key, 0.0) + share
     return sorted(((spellings[key], share) for key, share in shares.items()), key=lambda pair: -pair[1])
+
+
+@lru_cache(maxsize=1 << 16)
+def _word(token: str) -> tuple[str, str]:
+    """What a word is known by, and how it is written."""
+    written = token.strip() or token
+    return token.strip().casefold() or token, written
 
 
 def _quoted(word: str) -> str:

@@ -62,6 +62,14 @@ class SAEInfo:
     created_at: datetime
     config: Mapping[str, object] = field(default_factory=dict)
 
+    @property
+    def target_hook_name(self) -> str:
+        """Where stands what it reconstructs: where it reads, but for a transcoder."""
+        target, layer = self.config.get("target_hook"), self.config.get("target_layer")
+        if target is None or "." in str(target):  # the SAE's own, or a whole name
+            return str(target or self.hook_name)
+        return f"blocks.{self.layer if layer is None else layer}.hook_{target}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusInfo:
@@ -207,8 +215,8 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Feature:
-    """Statistics of one feature on one corpus. A dead feature has density 0 and empty evidence."""
+class FeatureSummary:
+    """What a list shows of a feature on one corpus. A dead feature has density 0."""
 
     feature_index: int
     density: float  # share of indexed tokens on which it is active
@@ -217,8 +225,15 @@ class Feature:
     mean_activation: float  # mean over the tokens on which it is active
     encoder_decoder_cosine: float
     histogram: Histogram  # of its activations above 0; four bins to an octave
-    band_shares: tuple[float, ...]  # share of firings in bands 1..N_BANDS
     promoted_tokens: tuple[TokenWeight, ...]
+    label: Label | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feature(FeatureSummary):
+    """All that is known of one feature on one corpus. A dead feature has empty evidence."""
+
+    band_shares: tuple[float, ...]  # share of firings in bands 1..N_BANDS
     suppressed_tokens: tuple[TokenWeight, ...]
     nearest: tuple[NearestFeature, ...]
     # None and empty in what follows: not measured, as in indexes made before revision 0003 of the database.
@@ -232,7 +247,6 @@ class Feature:
     tokens_after: tuple[TokenShare, ...] = ()
     promoted_share: float | None = None  # of the sample's firings that one of the promoted tokens follows
     coactive: tuple[CoactiveFeature, ...] = ()  # the largest Jaccard index first
-    label: Label | None = None
 
     @property
     def band_edges(self) -> tuple[float, ...]:
@@ -240,6 +254,36 @@ class Feature:
         if self.mean_square is None:
             return tuple(self.max_activation * i / N_BANDS for i in range(N_BANDS + 1))
         return band_edges(self.max_activation)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedFeature:
+    """One feature as the index writes it: numbers, and columns of packed numbers in the form that the store keeps.
+
+    What each means stands at `Feature`, which the store makes of it for a page.
+    """
+
+    feature_index: int
+    density: float
+    n_active: int
+    max_activation: float
+    mean_activation: float
+    encoder_decoder_cosine: float
+    mean_square: float | None
+    encoder_norm: float | None
+    decoder_norm: float | None
+    histogram: bytes  # number of edges (uint16) and the edges (float64), 0 where they are `bin_edges`; counts (uint32)
+    band_shares: bytes  # float64
+    promoted_tokens: bytes  # (token_id uint32, weight float32), strongest first
+    suppressed_tokens: bytes
+    nearest: bytes  # (feature_index uint32, cosine float32), nearest first
+    profile: bytes  # (first uint16, last uint16, density float32, share float32)
+    # Firings drawn (uint16); of the tokens on, before and after them how many (uint8), and of each (token_id uint32,
+    # count uint16, share float32).
+    sampled_tokens: bytes
+    promoted_share: float | None
+    coactive: bytes  # (feature_index uint32, together uint32, jaccard float32), the strongest first
+    label: Label | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,7 +312,7 @@ class IndexRecords:
 
     info: IndexInfo
     contexts: Iterable[Context]
-    features: Iterable[Feature]
+    features: Iterable[PackedFeature]
     examples: Iterable[PackedExamples]
 
 
@@ -301,7 +345,7 @@ class SAESummary:
 class FeatureRow:
     """A feature in a list, with its most telling examples."""
 
-    feature: Feature
+    feature: FeatureSummary
     examples: tuple[Example, ...]
 
 
@@ -321,6 +365,7 @@ class FeatureDetail:
     examples: tuple[Example, ...]  # ordered by band, then rank
     previous: int | None
     following: int | None
+    labels: tuple[Label, ...] = ()  # all of them, a person's first: the first is the one shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -375,3 +420,51 @@ class ProbeResult:
     tokens: tuple[ProbeToken, ...]
     features: tuple[ProbeFeature, ...]
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListSummary:
+    """A list of features that people collect, without its items."""
+
+    list_id: str
+    title: str
+    description: str
+    author: str
+    created_at: datetime
+    updated_at: datetime
+    version: int  # goes up by one with every change but those of notes
+    n_items: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListItem:
+    """A feature in a list. Where `problem` says why, the feature is not there to be shown: the rest is None."""
+
+    item_id: int
+    slug: str
+    feature_index: int
+    corpus: str | None  # as asked for when it was added; None stands for the newest index
+    note: str
+    author: str  # who added it, or changed the note last
+    created_at: datetime
+    updated_at: datetime
+    version: int  # of the note
+    label_then: str | None  # what it was called when it was added
+    measured_on: CorpusInfo | None = None
+    feature: Feature | None = None
+    examples: tuple[Example, ...] = ()
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureList:
+    """A list with its items in order."""
+
+    list_id: str
+    title: str
+    description: str
+    author: str
+    created_at: datetime
+    updated_at: datetime
+    version: int
+    items: tuple[ListItem, ...]

@@ -1,8 +1,9 @@
-"""The tables: models, corpora, contexts, saes, indexes, features, examples, labels. Read and written by `store` alone.
+"""The tables: models, corpora, contexts, saes, indexes, features, examples, labels, lists. Read and written by `store`
+alone.
 
     models ──< saes ──< indexes >── corpora ──< contexts
                 │          └──< features, feature_texts, examples
-                └──< labels
+                └──< labels                                          lists ──< list_items
 
 Numbers by the hundred are packed, little-endian (`store_rows`), so an example costs tens of bytes. A change here needs
 a new file in `migrations/versions` and its number in `REVISION`; a test compares the two.
@@ -11,6 +12,7 @@ a new file in `migrations/versions` and its number in `REVISION`; a test compare
 from datetime import UTC, datetime
 
 from sqlalchemy import (
+    DDL,
     JSON,
     BigInteger,
     Boolean,
@@ -27,9 +29,11 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    event,
+    text,
 )
 
-REVISION = "0003"  # the newest file of migrations/versions
+REVISION = "0005"  # the newest file of migrations/versions
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -172,26 +176,50 @@ features = Table(
     Column("promoted_share", Double),
     Column("coactive", LargeBinary),  # (feature_index uint32, together uint32, jaccard float32), the strongest first
 )
-# Lists are read in index order, either way round; density last lets a list by maximum drop the dead without a look at
-# the table.
+# Lists are read in index order, either way round; density last lets the other lists drop the dead without a look at the
+# table.
 Index("features_by_density", features.c.index_id, features.c.density, features.c.feature_index)
-Index(
-    "features_by_max_activation",
-    features.c.index_id,
-    features.c.max_activation,
-    features.c.feature_index,
-    features.c.density,
-)
+for name, column in (
+    ("features_by_max_activation", features.c.max_activation),
+    ("features_by_mean_activation", features.c.mean_activation),
+    ("features_by_cosine", features.c.encoder_decoder_cosine),
+):
+    Index(name, features.c.index_id, column, features.c.feature_index, features.c.density)
 
-# Apart from `features`, so that a search reads a tenth of the pages.
+# What a search looks in, as terms; see store_search, also for what each database adds to find it.
 feature_texts = Table(
     "feature_texts",
     metadata,
-    Column("index_id", ForeignKey("indexes.index_id", ondelete="CASCADE"), primary_key=True),
-    Column("feature_index", Integer, primary_key=True),
-    Column("search_text", Text, nullable=False),  # promoted tokens and peaks of top examples; see store_rows.search_key
-    sqlite_with_rowid=False,
+    Column("search_id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    Column("index_id", ForeignKey("indexes.index_id", ondelete="CASCADE"), nullable=False),
+    Column("feature_index", Integer, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("promotes", Text, nullable=False),
+    Column("fires_on", Text, nullable=False),
+    Column("examples", Text, nullable=False),  # around the peaks of the first top examples
+    UniqueConstraint("index_id", "feature_index"),
 )
+
+LABEL_KEY = "substr(label, 1, 64)"  # of the whole label an index would not take
+Index("feature_texts_by_label", feature_texts.c.index_id, text(LABEL_KEY), feature_texts.c.feature_index)
+
+FEATURE_SEARCH = "feature_search"  # SQLite's index of those texts
+for dialect, statement in (
+    (
+        "sqlite",
+        "CREATE VIRTUAL TABLE feature_search USING fts5(label, promotes, fires_on, examples, content='feature_texts', "
+        "content_rowid='search_id', tokenize='ascii', prefix='3 4', columnsize=0)",
+    ),
+    (
+        "postgresql",
+        "ALTER TABLE feature_texts ADD COLUMN terms tsvector GENERATED ALWAYS AS ("
+        "setweight(to_tsvector('simple', label), 'A') || setweight(to_tsvector('simple', promotes), 'B') || "
+        "setweight(to_tsvector('simple', fires_on), 'C') || setweight(to_tsvector('simple', examples), 'D')) STORED",
+    ),
+    ("postgresql", "CREATE INDEX feature_texts_terms ON feature_texts USING gin (terms)"),
+):
+    _ddl: DDL = DDL(statement)  # type: ignore[no-untyped-call]
+    event.listen(feature_texts, "after_create", _ddl.execute_if(dialect=dialect))
 
 # One row a feature: its examples are columns of packed numbers, so that each costs tens of bytes (`store_rows`).
 examples = Table(
@@ -213,5 +241,39 @@ labels = Table(
     Column("author", Text, nullable=False),
     Column("score", Double),
     Column("created_at", UtcDateTime, nullable=False),
-    Column("search_text", Text, nullable=False),
 )
+Index("labels_by_score", labels.c.sae_id, labels.c.kind, labels.c.score, labels.c.feature_index)
+
+# What people collect. It outlives the SAEs that it names, so an item holds their slugs and not their rows.
+lists = Table(
+    "lists",
+    metadata,
+    Column("list_id", Text, primary_key=True),  # as in its address: random, so that it cannot be guessed
+    Column("title", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("version", Integer, nullable=False),  # goes up by one with every change but those of notes
+)
+
+list_items = Table(
+    "list_items",
+    metadata,
+    Column("item_id", Integer, primary_key=True),
+    Column("list_id", ForeignKey("lists.list_id", ondelete="CASCADE"), nullable=False),
+    Column("position", Integer, nullable=False),  # ascending, with gaps
+    Column("slug", Text, nullable=False),
+    Column("sae_created_at", UtcDateTime, nullable=False),  # tells the SAE from a later one of the same slug
+    Column("feature_index", Integer, nullable=False),
+    Column("corpus", Text),  # NULL: whatever index is newest
+    Column("label", Text),  # what the feature was called when it was added
+    Column("note", Text, nullable=False),
+    Column("author", Text, nullable=False),  # who added it, or changed the note last
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("version", Integer, nullable=False),  # goes up by one with every change of the note
+    sqlite_autoincrement=True,  # an id is never used twice, so an old page cannot change another item
+)
+Index("list_items_by_position", list_items.c.list_id, list_items.c.position)
+Index("list_items_by_feature", list_items.c.slug, list_items.c.feature_index)

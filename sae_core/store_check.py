@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DatabaseError
 
 from sae_core.digests import Digest, file_sha256
-from sae_core.schema import contexts, corpora, examples, features, indexes, saes
+from sae_core.schema import FEATURE_SEARCH, contexts, corpora, examples, features, indexes, saes
 from sae_core.store_rows import unpacked_examples
 
 WEIGHTS_FILE = "sae.safetensors"
@@ -33,6 +34,10 @@ def problems(connection: sa.Connection) -> list[str]:
                 found.append(f"The file is damaged ({said}); restore a copy of it.")
         if list(connection.exec_driver_sql("PRAGMA foreign_key_check")):
             found.append("Rows point at rows that are not there; restore a copy of the file.")
+        try:
+            connection.exec_driver_sql(f"INSERT INTO {FEATURE_SEARCH}({FEATURE_SEARCH}) VALUES ('integrity-check')")
+        except DatabaseError:
+            found.append("Searches do not find what is stored; index the SAEs again, or restore a copy of the file.")
     for sae in connection.execute(sa.select(saes).order_by(saes.c.slug)).mappings():
         found += _weights_problems(sae)
     joined = indexes.join(corpora).join(saes)

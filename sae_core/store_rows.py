@@ -7,9 +7,9 @@ import hashlib
 import json
 import math
 import struct
-import unicodedata
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from sqlalchemy import RowMapping
@@ -24,6 +24,7 @@ from sae_core.records import (
     CorpusInfo,
     Example,
     Feature,
+    FeatureSummary,
     Histogram,
     IndexInfo,
     IndexMetrics,
@@ -31,25 +32,17 @@ from sae_core.records import (
     ModelInfo,
     NearestFeature,
     PackedExamples,
+    PackedFeature,
     PositionShare,
     SAEInfo,
     TokenShare,
     TokenWeight,
     Vocabulary,
 )
+from sae_core.search_terms import clean_text
 from sae_core.tokens_text import display_strings
 
 LABEL_KINDS = ("human", "automatic")
-
-
-def clean_text(text: str) -> str:
-    """`text` without what PostgreSQL cannot hold: NUL, and halves of characters from odd file names."""
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
-
-
-def search_key(text: str) -> str:
-    """What is compared in a search: the same for "Wife" and "wife", for "ﬁ" and "fi"."""
-    return unicodedata.normalize("NFKC", clean_text(text)).casefold()
 
 
 def model_row(model: ModelInfo, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -214,45 +207,44 @@ def context_row(context: Context, *, corpus_id: int) -> dict[str, Any]:
     }
 
 
-def feature_row(feature: Feature, *, index_id: int) -> dict[str, Any]:
+_FEATURE_COLUMNS = tuple(field.name for field in fields(PackedFeature) if field.name != "label")
+_FEATURE_NUMBERS = ("encoder_decoder_cosine", "mean_square", "encoder_norm", "decoder_norm", "promoted_share")
+
+
+def feature_row(feature: PackedFeature, *, index_id: int) -> dict[str, Any]:
+    row = {name: getattr(feature, name) for name in _FEATURE_COLUMNS}
+    row["index_id"] = index_id
+    for name in _FEATURE_NUMBERS:
+        row[name] = _null_if_nan(row[name])
+    return row
+
+
+def summary_record(row: Mapping[Any, Any], *, vocabulary: Vocabulary, labels: Mapping[int, Label]) -> FeatureSummary:
+    return FeatureSummary(**_summarised(row, vocabulary=vocabulary, labels=labels))
+
+
+def _summarised(row: Mapping[Any, Any], *, vocabulary: Vocabulary, labels: Mapping[int, Label]) -> dict[str, Any]:
     return {
-        "index_id": index_id,
-        "feature_index": int(feature.feature_index),
-        "density": float(feature.density),
-        "n_active": int(feature.n_active),
-        "max_activation": float(feature.max_activation),
-        "mean_activation": float(feature.mean_activation),
-        "encoder_decoder_cosine": _null_if_nan(feature.encoder_decoder_cosine),
-        "histogram": _packed_histogram(feature.histogram, max_activation=feature.max_activation),
-        "band_shares": _pack("d", feature.band_shares),
-        "promoted_tokens": _packed_pairs((token.token_id, token.weight) for token in feature.promoted_tokens),
-        "suppressed_tokens": _packed_pairs((token.token_id, token.weight) for token in feature.suppressed_tokens),
-        "nearest": _packed_pairs((near.feature_index, near.cosine) for near in feature.nearest),
-        "mean_square": _null_if_nan(feature.mean_square),
-        "encoder_norm": _null_if_nan(feature.encoder_norm),
-        "decoder_norm": _null_if_nan(feature.decoder_norm),
-        "profile": _packed_rows("<HHff", ((p.first, p.last, p.density, p.share) for p in feature.profile)),
-        "sampled_tokens": _packed_samples(feature),
-        "promoted_share": _null_if_nan(feature.promoted_share),
-        "coactive": _packed_rows("<IIf", ((c.feature_index, c.together, c.jaccard) for c in feature.coactive)),
+        "feature_index": row["feature_index"],
+        "density": row["density"],
+        "n_active": row["n_active"],
+        "max_activation": row["max_activation"],
+        "mean_activation": row["mean_activation"],
+        "encoder_decoder_cosine": _nan_if_null(row["encoder_decoder_cosine"]),
+        "histogram": _unpacked_histogram(row["histogram"], max_activation=row["max_activation"]),
+        "promoted_tokens": _token_weights(row["promoted_tokens"], vocabulary=vocabulary),
+        "label": labels.get(row["feature_index"]),
     }
 
 
-def feature_record(row: RowMapping, *, vocabulary: Vocabulary, labels: Mapping[int, Label]) -> Feature:
+def feature_record(row: Mapping[Any, Any], *, vocabulary: Vocabulary, labels: Mapping[int, Label]) -> Feature:
     return Feature(
-        feature_index=row["feature_index"],
-        density=row["density"],
-        n_active=row["n_active"],
-        max_activation=row["max_activation"],
-        mean_activation=row["mean_activation"],
-        encoder_decoder_cosine=_nan_if_null(row["encoder_decoder_cosine"]),
-        histogram=_unpacked_histogram(row["histogram"], max_activation=row["max_activation"]),
+        **_summarised(row, vocabulary=vocabulary, labels=labels),
         band_shares=_unpack("d", row["band_shares"]),
-        promoted_tokens=_token_weights(row["promoted_tokens"], vocabulary=vocabulary),
         suppressed_tokens=_token_weights(row["suppressed_tokens"], vocabulary=vocabulary),
         nearest=tuple(
             NearestFeature(feature_index=other, cosine=cosine, label=labels[other].text if other in labels else None)
-            for other, cosine in _unpacked_pairs(row["nearest"])
+            for other, cosine in unpacked_pairs(row["nearest"])
         ),
         mean_square=row["mean_square"],
         encoder_norm=row["encoder_norm"],
@@ -271,14 +263,13 @@ def feature_record(row: RowMapping, *, vocabulary: Vocabulary, labels: Mapping[i
             )
             for other, together, jaccard in struct.iter_unpack("<IIf", row["coactive"] or b"")
         ),
-        label=labels.get(row["feature_index"]),
         **_unpacked_samples(row["sampled_tokens"] or b"", vocabulary=vocabulary),
     )
 
 
 def named_features(row: RowMapping) -> list[int]:
     """The other features that a row of `features` names."""
-    nearest = [feature_index for feature_index, _ in _unpacked_pairs(row["nearest"])]
+    nearest = [feature_index for feature_index, _ in unpacked_pairs(row["nearest"])]
     return nearest + [feature_index for feature_index, _, _ in struct.iter_unpack("<IIf", row["coactive"] or b"")]
 
 
@@ -314,18 +305,18 @@ def examples_row(examples: PackedExamples, *, index_id: int) -> dict[str, Any]:
     return {"index_id": index_id, "feature_index": int(examples.feature_index), "packed": packed}
 
 
-def unpacked_examples(feature_index: int, packed: bytes) -> list[PackedExample]:
-    """The examples of a row, by band and rank."""
+def unpacked_examples(feature_index: int, packed: bytes, *, n_top: int | None = None) -> list[PackedExample]:
+    """The examples of a row, by band and rank; with `n_top` only the first so many of the top band."""
     (n,) = struct.unpack_from("<H", packed)
+    n_shown = n if n_top is None else min(n_top, packed.count(TOP_BAND, 2, 2 + n))  # bands come first
     start = 2
     columns = []
     for code in _EXAMPLE_COLUMNS.values():
-        columns.append(struct.unpack_from(f"<{n}{code}", packed, start))
+        columns.append(struct.unpack_from(f"<{n_shown}{code}", packed, start))
         start += n * struct.calcsize(code)
-    lengths = columns[-1]
-    n_active = sum(lengths)
+    n_active, n_values = sum(columns[-1]), (len(packed) - start) // 4
     positions = struct.unpack_from(f"<{n_active}H", packed, start)
-    values = struct.unpack_from(f"<{n_active}e", packed, start + 2 * n_active)
+    values = struct.unpack_from(f"<{n_active}e", packed, start + 2 * n_values)
     found: list[PackedExample] = []
     first = 0
     for band, context_id, position, activation, copies, length in zip(*columns, strict=True):
@@ -375,7 +366,6 @@ def label_row(feature_index: int, label: Label, *, sae_id: int) -> dict[str, Any
         "author": clean_text(label.author),
         "score": _null_if_nan(label.score),
         "created_at": label.created_at,
-        "search_text": search_key(text),
     }
 
 
@@ -391,22 +381,15 @@ def unpacked_token_ids(token_ids: bytes) -> tuple[int, ...]:
 
 def token_texts(token_ids: Sequence[int], *, vocabulary: Vocabulary) -> list[str]:
     """Display strings of consecutive tokens. A model may have more ids than its tokenizer has tokens: "[50300]"."""
+    known = vocabulary.texts
     try:
-        texts = [vocabulary.texts[i] for i in token_ids]
+        texts = [known[i] for i in token_ids]
     except IndexError:
         texts = [None]
     if None not in texts:  # most of them
         return texts  # type: ignore[return-value]
     tokens = vocabulary.tokens
     return display_strings([tokens[i] if i < len(tokens) else b"[%d]" % i for i in token_ids])
-
-
-def peak_text(token_ids: bytes, position: int, *, vocabulary: Vocabulary) -> str:
-    """The token of a packed context at `position`; where it is the tail of a character, that character."""
-    start = max(0, position - 3)  # a character has at most four bytes
-    some = unpacked_token_ids(token_ids[4 * start : 4 * (position + 4)])
-    texts = token_texts(some, vocabulary=vocabulary)[: position - start + 1]
-    return next((text for text in reversed(texts) if text), "")
 
 
 def top_places(examples: PackedExamples, *, most: int) -> list[tuple[int, int]]:
@@ -420,18 +403,13 @@ def top_places(examples: PackedExamples, *, most: int) -> list[tuple[int, int]]:
 def _token_weights(packed: bytes, *, vocabulary: Vocabulary) -> tuple[TokenWeight, ...]:
     return tuple(
         TokenWeight(token=token_texts([token_id], vocabulary=vocabulary)[0], token_id=token_id, weight=weight)
-        for token_id, weight in _unpacked_pairs(packed)
+        for token_id, weight in unpacked_pairs(packed)
     )
 
 
-def _packed_histogram(histogram: Histogram, *, max_activation: float | None = None) -> bytes:
-    """Edges that follow from the feature's maximum are left out: their number is then 0."""
-    if not histogram.counts:
-        return b""
-    edges = histogram.edges
-    if max_activation is not None and edges == bin_edges(max_activation):
-        edges = ()
-    return struct.pack("<H", len(edges)) + _pack("d", edges) + _pack("I", histogram.counts)
+def _packed_histogram(histogram: Histogram) -> bytes:
+    edges, counts = histogram.edges, histogram.counts
+    return struct.pack("<H", len(edges)) + _pack("d", edges) + _pack("I", counts)
 
 
 def _unpacked_histogram(packed: bytes, *, max_activation: float = 0.0) -> Histogram:
@@ -443,14 +421,10 @@ def _unpacked_histogram(packed: bytes, *, max_activation: float = 0.0) -> Histog
     return Histogram(edges=edges, counts=_unpack("I", packed[counts:]))
 
 
-def _packed_samples(feature: Feature) -> bytes:
-    """How many firings were drawn (uint16), and for each of on, before, after: how many tokens (uint8), then (token_id
-    uint32, count uint16, share float32) of each."""
-    packed = [struct.pack("<H", feature.n_sampled)]
-    for tokens in (feature.tokens_on, feature.tokens_before, feature.tokens_after):
-        packed.append(struct.pack("<B", len(tokens)))
-        packed.append(_packed_rows("<IHf", ((t.token_id, t.count, t.share) for t in tokens)))
-    return b"".join(packed)
+def tokens_fired_on(packed: bytes) -> list[int]:
+    """The ids of the tokens that a feature fires on, of its column `sampled_tokens`."""
+    size = struct.calcsize("<IHf")
+    return [row[0] for row in struct.iter_unpack("<IHf", packed[3 : 3 + size * packed[2]])] if packed else []
 
 
 def _unpacked_samples(packed: bytes, *, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -470,15 +444,7 @@ def _unpacked_samples(packed: bytes, *, vocabulary: Vocabulary) -> dict[str, Any
     return found
 
 
-def _packed_rows(form: str, rows: Iterable[tuple[float, ...]]) -> bytes:
-    return b"".join(struct.pack(form, *row) for row in rows)
-
-
-def _packed_pairs(pairs: Iterable[tuple[int, float]]) -> bytes:
-    return b"".join(struct.pack("<If", number, value) for number, value in pairs)
-
-
-def _unpacked_pairs(packed: bytes) -> list[tuple[int, float]]:
+def unpacked_pairs(packed: bytes) -> list[tuple[int, float]]:
     return list(struct.iter_unpack("<If", packed))
 
 

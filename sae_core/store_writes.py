@@ -5,8 +5,7 @@
 1. the corpus (an older row of the same name and fingerprint is shared), and away with the index this one replaces;
 2. contexts, but for those another SAE's index has already stored;
 3. features and their labels, but where somebody else has labelled them;
-4. examples;
-5. for each feature the text that a search looks in: its promoted tokens, and those that it fires on.
+4. examples, and of each feature the terms that a search looks in (`store_search`).
 
 Readers see the old state until the transaction commits.
 """
@@ -17,21 +16,23 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from sae_core import store_search
 from sae_core.digests import Digest
 from sae_core.errors import NotFoundError
 from sae_core.labels import AUTHOR, KIND
 from sae_core.records import (
     Context,
     CorpusInfo,
-    Feature,
     IndexRecords,
     Label,
     ModelInfo,
     PackedExamples,
+    PackedFeature,
     SAEInfo,
     Vocabulary,
 )
-from sae_core.schema import contexts, corpora, examples, feature_texts, features, indexes, labels, models, saes
+from sae_core.schema import contexts, corpora, examples, features, indexes, labels, models, saes
+from sae_core.store_bulk import insert_rows
 from sae_core.store_check import contexts_sha256, weights_digest
 from sae_core.store_rows import (
     context_row,
@@ -41,16 +42,14 @@ from sae_core.store_rows import (
     index_row,
     label_row,
     model_row,
-    peak_text,
     sae_row,
-    search_key,
-    token_texts,
-    top_places,
+    tokens_fired_on,
+    unpacked_pairs,
     unpacked_token_ids,
 )
+from sae_core.store_search import Texts
 
 CHUNK_ROWS = 5000
-SEARCHED_EXAMPLES = 10  # how many of a feature's top examples a search looks at
 
 
 def upsert_sae(connection: sa.Connection, sae: SAEInfo, vocabulary: Vocabulary) -> None:
@@ -70,6 +69,9 @@ def upsert_sae(connection: sa.Connection, sae: SAEInfo, vocabulary: Vocabulary) 
 
 
 def remove_sae(connection: sa.Connection, sae_id: int, *, keep_model: int | None = None) -> None:
+    store_search.remove(
+        connection, connection.scalars(sa.select(indexes.c.index_id).where(indexes.c.sae_id == sae_id)).all()
+    )
     connection.execute(sa.delete(saes).where(saes.c.sae_id == sae_id))
     _remove_orphaned_corpora(connection)
     used = sa.select(saes.c.model_id)
@@ -84,29 +86,12 @@ def insert_index(connection: sa.Connection, records: IndexRecords, *, sae_id: in
     index_id = _inserted_id(connection, indexes, row)
     token_ids = _inserted_contexts(connection, records.contexts, corpus_id=corpus_id)
     texts = _inserted_features(connection, records.features, sae_id=sae_id, index_id=index_id, vocabulary=vocabulary)
-    digest, pointed_at = Digest(), set[int]()
-    for its_examples in _inserted_examples(connection, records.examples, index_id=index_id, digest=digest):
-        pointed_at.update(unpacked_token_ids(its_examples.context_ids))
-        texts[its_examples.feature_index] += [
-            peak_text(token_ids[context_id], position, vocabulary=vocabulary)
-            for context_id, position in top_places(its_examples, most=SEARCHED_EXAMPLES)
-        ]
-    written = ((number, token_ids[number]) for number in sorted(pointed_at))
-    sums = {"examples_sha256": digest.hex, "contexts_sha256": contexts_sha256(written)}
+    sums = _inserted_examples(connection, records.examples, texts, token_ids, sae_id=sae_id, index_id=index_id)
     connection.execute(sa.update(indexes).where(indexes.c.index_id == index_id).values(sums))
-    rows = (
-        {
-            "index_id": index_id,
-            "feature_index": feature_index,
-            "search_text": search_key("\n".join(dict.fromkeys(found))),
-        }
-        for feature_index, found in texts.items()
-    )
-    for chunk in _chunks(rows):
-        connection.execute(sa.insert(feature_texts), chunk)
+    store_search.refresh_labels(connection, sae_id)  # also in its indexes of other corpora
     _remove_orphaned_corpora(connection)
     if connection.dialect.name == "postgresql":  # or it sorts whole lists until its own analysis, a minute later
-        connection.exec_driver_sql("ANALYZE features, feature_texts, examples, contexts")
+        connection.exec_driver_sql("ANALYZE features, feature_texts, examples, contexts, labels")
     return index_id
 
 
@@ -118,6 +103,14 @@ def upsert_labels(connection: sa.Connection, new: Mapping[int, Label], *, sae_id
         same = [labels.c[key] == row[key] for key in ("sae_id", "feature_index", "kind")]
         connection.execute(sa.delete(labels).where(*same))
         connection.execute(sa.insert(labels).values(row))
+    store_search.refresh_labels(connection, sae_id, list(new))
+
+
+def remove_label(connection: sa.Connection, feature_index: int, *, sae_id: int) -> None:
+    """A person's: the automatic one stays. Nothing happens where there is none."""
+    same = (labels.c.sae_id == sae_id, labels.c.feature_index == feature_index, labels.c.kind == "human")
+    connection.execute(sa.delete(labels).where(*same))
+    store_search.refresh_labels(connection, sae_id, [feature_index])
 
 
 def _upserted_model(connection: sa.Connection, model: ModelInfo, vocabulary: Vocabulary) -> int:
@@ -142,7 +135,9 @@ def _upserted_corpus(connection: sa.Connection, corpus: CorpusInfo) -> int:
 
 def _remove_indexes(connection: sa.Connection, *, sae_id: int, corpus_name: str) -> None:
     named = sa.select(corpora.c.corpus_id).where(corpora.c.name == corpus_name)
-    connection.execute(sa.delete(indexes).where(indexes.c.sae_id == sae_id, indexes.c.corpus_id.in_(named)))
+    own = (indexes.c.sae_id == sae_id, indexes.c.corpus_id.in_(named))
+    store_search.remove(connection, connection.scalars(sa.select(indexes.c.index_id).where(*own)).all())
+    connection.execute(sa.delete(indexes).where(*own))
 
 
 def _remove_orphaned_corpora(connection: sa.Connection) -> None:
@@ -156,44 +151,62 @@ def _inserted_contexts(connection: sa.Connection, new: Iterable[Context], *, cor
     for chunk in _chunks(new):
         token_ids.update((context.context_id, context.token_ids) for context in chunk)
         rows = [context_row(context, corpus_id=corpus_id) for context in chunk if context.context_id not in stored]
-        if rows:
-            connection.execute(sa.insert(contexts), rows)
+        insert_rows(connection, contexts, rows)
     return token_ids
 
 
 def _inserted_features(
-    connection: sa.Connection, new: Iterable[Feature], *, sae_id: int, index_id: int, vocabulary: Vocabulary
-) -> dict[int, list[str]]:
-    """The texts of each feature's promoted tokens and of those that it fires on."""
+    connection: sa.Connection, new: Iterable[PackedFeature], *, sae_id: int, index_id: int, vocabulary: Vocabulary
+) -> Texts:
+    """What a search looks in of each feature, so far."""
     own = (labels.c.sae_id == sae_id, labels.c.kind == KIND)
     connection.execute(sa.delete(labels).where(*own, labels.c.author == AUTHOR))
     taken = set(connection.scalars(sa.select(labels.c.feature_index).where(*own)))
-    texts: dict[int, list[str]] = {}
+    texts = Texts(vocabulary)
     for chunk in _chunks(new):
-        connection.execute(sa.insert(features), [feature_row(feature, index_id=index_id) for feature in chunk])
+        insert_rows(connection, features, [feature_row(feature, index_id=index_id) for feature in chunk])
         labelled = [
             label_row(feature.feature_index, feature.label, sae_id=sae_id)
             for feature in chunk
             if feature.label is not None and feature.feature_index not in taken
         ]
-        if labelled:
-            connection.execute(sa.insert(labels), labelled)
+        insert_rows(connection, labels, labelled)
         for feature in chunk:
-            tokens = (*feature.promoted_tokens, *feature.tokens_on)
-            texts[feature.feature_index] = [token_texts([t.token_id], vocabulary=vocabulary)[0] for t in tokens]
+            texts.add_feature(
+                feature.feature_index,
+                density=feature.density,
+                promotes=[token_id for token_id, _ in unpacked_pairs(feature.promoted_tokens)],
+                fires_on=tokens_fired_on(feature.sampled_tokens),
+            )
     return texts
 
 
 def _inserted_examples(
-    connection: sa.Connection, new: Iterable[PackedExamples], *, index_id: int, digest: Digest
-) -> Iterator[PackedExamples]:
-    """What was inserted."""
+    connection: sa.Connection,
+    new: Iterable[PackedExamples],
+    texts: Texts,
+    token_ids: Mapping[int, bytes],
+    *,
+    sae_id: int,
+    index_id: int,
+) -> dict[str, str]:
+    """Also what a search looks in. Returns the checksums of examples and contexts."""
+    digest, pointed_at = Digest(), set[int]()
+    around: dict[int, str] = {}
     for chunk in _chunks(new):
         rows = [examples_row(own, index_id=index_id) for own in chunk]
-        for row in rows:
+        insert_rows(connection, examples, rows)
+        for own, row in zip(chunk, rows, strict=True):
             digest.add(row["feature_index"], row["packed"])
-        connection.execute(sa.insert(examples), rows)
-        yield from chunk
+            pointed_at.update(unpacked_token_ids(own.context_ids))
+            around[own.feature_index] = texts.around_peaks(own, token_ids.__getitem__)
+    store_search.add(
+        connection,
+        texts.rows(store_search.shown_labels(connection, sae_id), around, index_id=index_id),
+        index_id=index_id,
+    )
+    written = ((number, token_ids[number]) for number in sorted(pointed_at))
+    return {"examples_sha256": digest.hex, "contexts_sha256": contexts_sha256(written)}
 
 
 def _inserted_id(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> int:

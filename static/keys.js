@@ -29,5 +29,6 @@ document.addEventListener("keydown", (event) => {
     target.select();
   } else {
     target.click();
+    if (target.matches("summary")) target.parentElement.querySelector("input:not([type=hidden]), select")?.focus();
   }
 });

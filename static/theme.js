@@ -8,7 +8,7 @@
     try { return localStorage.getItem("saescope-theme"); } catch { return null; }
   };
   const current = () => root.dataset.theme || (dark.matches ? "dark" : "light");
-  const chosen = remembered();
+  const chosen = root.dataset.theme ?? remembered(); // an embedded page says its own
   if (chosen === "dark" || chosen === "light") root.dataset.theme = chosen;
 
   document.addEventListener("DOMContentLoaded", () => {

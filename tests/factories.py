@@ -35,7 +35,7 @@ from sae_core.records import (
 )
 from sae_core.store import Store
 from sae_core.store_rows import PackedExample
-from tests.packed import packed
+from tests.packed import packed, packed_feature
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, 890123, tzinfo=UTC)
 N_FEATURES = 300
@@ -258,7 +258,7 @@ def make_records(
             slug=slug, corpus=info, metrics=metrics, dtype="float32", seed=seed, seconds=12.5, created_at=created_at
         ),
         contexts=contexts,
-        features=features,
+        features=[packed_feature(feature) for feature in features],
         examples=packed(make_examples(features, contexts, seed=seed)),
     )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from app import cli
+from app.pareto import pareto
 from sae_core.arguments import sweep_configs
 from sae_core.config import TrainConfig
 from sae_core.errors import ConfigError
@@ -59,6 +60,9 @@ def test_a_sweep_trains_enters_and_compares_every_combination(
     assert {summary.sae.slug: summary.sae.architecture for summary in store.saes()} == {
         slug: slug.split("-")[1] for slug in slugs
     }
+    measured = pareto(store, store.sae("mine-topk-k2"), None)
+    assert measured is not None and {point.slug for point in measured.items} == set(slugs)
+    assert [point.slug for point in measured.items if point.is_this] == ["mine-topk-k2"]
     store.close()
     l0 = {line.split("|")[1].strip(): float(line.split("|")[7]) for line in table[2:]}
     assert l0["mine-topk-k2"] <= 2 < l0["mine-topk-k4"] <= 4

@@ -109,7 +109,19 @@ def test_openapi_and_docs_list_every_route(client: TestClient) -> None:
     for path in spec["paths"]:
         assert path in docs
     names = {p["name"] for p in spec["paths"]["/api/saes/{slug}/features"]["get"]["parameters"]}
-    assert names == {"slug", "corpus", "sort", "q", "min_density", "max_density", "alive", "after", "limit"}
+    assert names == {
+        "slug",
+        "corpus",
+        "sort",
+        "q",
+        "within",
+        "min_density",
+        "max_density",
+        "min_confidence",
+        "alive",
+        "after",
+        "limit",
+    }
 
 
 def test_answers_are_compressed(client: TestClient) -> None:

@@ -33,6 +33,14 @@ BAD_ADDRESSES = [
     ("/saes/demo/probe?text=" + "word+" * 300, 413),
     ("/saes/nope/probe?text=king", 404),
     ("/saes/demo/nope", 404),
+    ("/saes/demo/features/300/embed", 404),
+    ("/saes/demo/features/0/embed?parts=nope", 422),
+    ("/saes/demo/features/0/embed?height=1", 422),
+    ("/lists/nope", 404),
+    ("/lists/%00", 404),
+    ("/lists/" + "x" * 50, 422),
+    ("/compare?a=demo/x&b=demo", 422),
+    ("/compare?a=demo/0&b=demo/300", 404),
 ]
 
 

@@ -1,5 +1,8 @@
 """Every page: is there, says what the record says, links to its twin, and asks nothing of another host."""
 
+import csv
+import io
+import json
 import re
 from dataclasses import replace
 from html import unescape
@@ -11,6 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.examples import example_groups
+from app.exports import harmless
 from sae_core.records import TOP_BAND, IndexMetrics
 from sae_core.store import Store
 from tests.app.fake_prober import FakeProber
@@ -31,6 +35,13 @@ PAGES = [
     "/saes/demo/probe?text=the+%3Cscript%3Ealert(1)%3C/script%3E+%E4%B8%AD&feature=3&token=2",
     "/saes/unindexed/probe?text=the+king",
     "/runs",
+    "/saes/demo/features/0/embed?parts=tokens&parts=histogram&theme=dark&height=300",
+    "/lists",
+    "/compare",
+    "/compare?a=demo/0",
+    "/compare?a=demo/0&b=demo/1",
+    "/compare?a=demo&b=unindexed",
+    "/compare?a=demo@stories&b=demo@poems",
     "/glossary",
     "/docs",
 ]
@@ -46,6 +57,7 @@ class Checked(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.addresses: list[str] = []
+        self.posted_to: list[str] = []
         self.refused: list[str] = []
         self.ids: list[str] = []
         self.alternate: str | None = None
@@ -56,6 +68,8 @@ class Checked(HTMLParser):
         given = dict(attrs)
         if tag not in VOID:
             self.open.append(tag)
+        if given.get("method") == "post":
+            self.posted_to.append(given.pop("action") or "")
         self.addresses += [given[name] or "" for name in ("src", "href", "action", "srcset") if name in given]
         self.refused += [name for name in given if name.startswith("on") or name == "style"]
         if tag == "style" or (tag == "script" and "src" not in given and given.get("type") != "application/json"):
@@ -110,6 +124,14 @@ def test_links_within_the_site_lead_somewhere(client: TestClient) -> None:
     for whole in addresses.values():
         if whole != "/probe":  # a form's address, which needs its fields
             assert client.get(whole).status_code == 200, whole
+
+
+def test_forms_are_sent_to_where_they_are_read(client: TestClient) -> None:
+    posted_to = {address for path in PAGES for address in Checked(client.get(path).text).posted_to}
+    assert posted_to >= {"/lists", "/lists/add", "/saes/demo/features/0/label"}
+    for address in posted_to:
+        refused = client.post(address, content=b"{}", headers={"content-type": "application/json"})
+        assert refused.status_code == 422 and "takes a form" in refused.text, address
 
 
 def test_home_lists_saes_with_their_metrics(client: TestClient) -> None:
@@ -201,7 +223,7 @@ def test_features_page_and_its_twin_say_the_same(client: TestClient) -> None:
     assert "30 of 300 features" in page  # dead ones, folded into one line
 
 
-@pytest.mark.parametrize("sort", ["-density", "density", "-max", "index"])
+@pytest.mark.parametrize("sort", ["-density", "density", "-max", "index", "-mean", "cosine"])
 def test_walking_the_next_links_meets_every_alive_feature_once(client: TestClient, store: Store, sort: str) -> None:
     path, seen = f"/saes/demo/features?sort={sort}&limit=100", []
     while path:
@@ -212,6 +234,49 @@ def test_walking_the_next_links_meets_every_alive_feature_once(client: TestClien
         assert ("First page" in page) == (len(seen) > 100)
     assert sorted(seen) == [p.feature_index for p in store.feature_points("demo") if p.density > 0]
     assert len(seen) == len(set(seen))
+
+
+def test_the_table_has_the_same_features_with_more_numbers(client: TestClient) -> None:
+    query = "?sort=-mean&corpus=stories&q=wife"
+    cards, table = (client.get(f"/saes/demo/features{query}{view}").text for view in ("", "&view=table"))
+    numbers = re.findall(r"data-row>#(\d+)<", cards)
+    assert numbers == re.findall(r"data-row>#(\d+)<", table) and len(numbers) == 50
+    assert "<table" in table and "<table" not in cards
+    found = re.search(r'<a rel="next" href="([^"]+)"', table)
+    assert found and "view=table" in found[1]
+    assert 'value="-mean" selected' in table
+
+
+def test_an_export_has_every_feature_of_the_selection(client: TestClient) -> None:
+    for query in ("", "?q=wife&sort=-max&corpus=stories", "?sort=label", "?alive=0&min_density=0&max_density=0.001"):
+        expected, after = [], ""
+        while after is not None:
+            joined = "&".join(filter(None, [query.removeprefix("?"), "limit=100", after and f"after={after}"]))
+            page = client.get(f"/api/saes/demo/features?{joined}").json()
+            expected += page["items"]
+            after = page["next"]
+        sheet = client.get(f"/saes/demo/features.csv{query}")
+        assert sheet.headers["content-type"] == "text/csv; charset=utf-8"
+        assert sheet.text.startswith("\ufeff") and 'filename="demo-' in sheet.headers["content-disposition"]
+        rows = list(csv.DictReader(io.StringIO(sheet.text.removeprefix("\ufeff"))))
+        assert [int(row["feature_index"]) for row in rows] == [item["feature"]["feature_index"] for item in expected]
+        assert [float(row["density"]) for row in rows] == [item["feature"]["density"] for item in expected]
+        lines = [json.loads(line) for line in client.get(f"/saes/demo/features.jsonl{query}").text.splitlines()]
+        assert [line.pop("url")[:4] for line in lines] == ["http"] * len(expected)
+        assert lines == expected
+
+
+def test_an_export_of_what_cannot_be_is_refused_and_a_cell_is_no_formula(client: TestClient) -> None:
+    assert client.get("/saes/demo/features.csv?q=" + "x" * 201).status_code == 422
+    assert client.get("/saes/nope/features.csv").status_code == 404
+    assert client.get("/saes/demo/features.csv?corpus=nope").status_code == 404
+    assert client.get("/saes/demo/features.xls").status_code in (404, 422)
+    assert [harmless(value) for value in ("=cmd|' /C calc'!A0", "-1", " =", -1.5)] == [
+        "'=cmd|' /C calc'!A0",
+        "'-1",
+        " =",
+        -1.5,
+    ]
 
 
 def test_search_shows_what_it_looked_for(client: TestClient) -> None:
@@ -291,6 +356,31 @@ def test_embedded_feature_is_bare(client: TestClient) -> None:
     assert "<header" not in page
     assert "<footer" not in page
     assert "words for a spouse" in page
+
+
+def test_embedded_feature_has_the_parts_asked_for(client: TestClient) -> None:
+    page = client.get("/saes/demo/features/0?embed=1&parts=histogram,tokens&theme=dark&examples=3").text
+    assert '<html lang="en" data-theme="dark">' in page
+    assert page.count('<section class="panel">') == 3 and "<dl" not in page and 'class="example"' not in page
+    assert '<span class="label">' not in page
+    page = client.get("/saes/demo/features/0?embed=1&parts=examples&examples=3").text
+    assert page.count('class="example"') == 3 and "data-theme" not in page
+    assert client.get("/saes/demo/features/0?embed=1&parts=nope").status_code == 422
+
+
+def test_the_code_that_embeds_leads_to_what_it_says(client: TestClient) -> None:
+    query = "?parts=examples&parts=label&theme=dark&height=300&corpus=stories&examples=8"
+    twin = client.get("/api/saes/demo/features/0/embed" + query).json()
+    assert twin["url"] == (
+        "http://testserver/saes/demo/features/0?embed=1&corpus=stories&parts=examples,label&theme=dark"
+    )
+    assert unescape(re.findall(r'src="([^"]+)"', twin["html"])[0]) == twin["url"]
+    assert 'height="300"' in twin["html"]
+    page = client.get("/saes/demo/features/0/embed" + query).text
+    assert twin["html"] in unescape(page)
+    assert '<iframe class="preview" src="/saes/demo/features/0?embed=1&amp;' in page
+    assert '<html lang="en">' in page  # the theme is the embedded page's alone
+    assert client.get(twin["url"]).status_code == 200
 
 
 def test_feature_unfurls(client: TestClient) -> None:

@@ -20,6 +20,7 @@ def test_every_field_is_read_from_the_environment() -> None:
     values = {
         "home": "/data", "database_url": "postgresql://x/y", "host": "0.0.0.0", "port": "9", "max_prompt_tokens": "7",
         "probe_queue": "3", "probe_timeout": "1.5", "device": "cpu", "max_body_bytes": "100",
+        "read_only": "True",
     }  # fmt: skip
     assert set(values) == {field.name for field in dataclasses.fields(Settings)}
     settings = Settings.from_env({f"SAESCOPE_{name.upper()}": value for name, value in values.items()})
@@ -35,6 +36,13 @@ def test_override_wins_and_none_is_not_given() -> None:
 def test_impossible_value_is_refused(environ: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="give a number"):
         Settings.from_env(environ)
+
+
+@pytest.mark.parametrize(("text", "value"), [("1", True), ("yes", True), ("0", False), ("Off", False)])
+def test_a_switch_is_on_or_off(text: str, value: bool) -> None:
+    assert Settings.from_env({"SAESCOPE_READ_ONLY": text}).read_only is value
+    with pytest.raises(ConfigError, match="give 1 or 0"):
+        Settings.from_env({"SAESCOPE_READ_ONLY": "perhaps"})
 
 
 def test_every_field_is_documented() -> None:

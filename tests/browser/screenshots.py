@@ -2,7 +2,8 @@
 
     make screenshots        # or: python -m tests.browser.screenshots [--home DIR] [--out DIR]
 
-Serves the SAE of `saescope demo` (run that first); look at the pictures after every change to a page.
+Serves the SAE of `saescope demo` (run that first), and the list that changed last, if there is one; look at the
+pictures after every change to a page.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,11 +21,13 @@ from app.demo import SLUG
 from app.main import create_app
 from app.server import Server
 from app.settings import Settings
+from sae_core.store import Store
 from tests.browser.conftest import FLAGS, browser_executable
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"1280": (1280, 900), "390": (390, 844)}
 FEATURE = 0  # replaced by --feature
+OTHER = 1  # replaced by --other
 TEXT = '''def read(path: str, *, encoding: str = "utf-8") -> str:
     """Return the contents of the file as a string.
 
@@ -39,6 +42,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, help="where `saescope demo` put its database")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "screenshots")
     parser.add_argument("--feature", type=int, default=FEATURE, help="the feature whose page is photographed")
+    parser.add_argument("--other", type=int, default=OTHER, help="the feature that it is compared with")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     here = f"/saes/{SLUG}"
@@ -49,11 +53,16 @@ def main() -> None:
         "feature": f"{here}/features/{arguments.feature}",
         "probe": f"{here}/probe?text={quote(TEXT)}",
         "run": f"/runs/{SLUG}",
+        "compare": f"/compare?a={SLUG}/{arguments.feature}&b={SLUG}/{arguments.other}",
         "glossary": "/glossary",
         "docs": "/docs",
         "error": f"{here}/features/999999",
     }
-    with served(Settings.from_env(home=arguments.home)) as address, sync_playwright() as playwright:
+    settings = Settings.from_env(home=arguments.home)
+    with closing(Store.open(settings.database_url)) as store:
+        for found in store.lists()[:1]:
+            pages["list"] = f"/lists/{found.list_id}"
+    with served(settings) as address, sync_playwright() as playwright:
         executable = browser_executable(playwright.chromium.executable_path)
         browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         for scheme in ("light", "dark"):

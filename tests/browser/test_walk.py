@@ -216,6 +216,7 @@ def test_a_point_of_the_chart_leads_to_its_feature(page: Page) -> None:
     page.goto("/saes/demo")
     plot = page.locator("[data-chart=scatter]")
     expect(plot.locator(".scatterlayer .point").first).to_be_visible()
+    plot.scroll_into_view_if_needed()
     box = plot.locator(".scatterlayer .point").nth(5).bounding_box()
     assert box
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -250,7 +251,7 @@ PATHS = [
     "/", "/saes/demo", "/saes/unindexed", "/saes/demo/features", "/saes/demo/features/1",
     "/saes/demo/features/1?width=full&breaks=1", "/saes/demo/features/1?embed=1",
     "/saes/demo/probe", "/saes/demo/probe?text=" + "averyveryverylongwordwithoutanyspace" * 8 + "+king&token=2",
-    "/glossary", "/docs",
+    "/saes/demo/features/1/embed", "/lists", "/glossary", "/docs",
 ]  # fmt: skip
 
 

@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 
-from sae_core.bands import BINS, N_BANDS, band_counts, band_edges, bin_edges
+from sae_core.bands import BAND_STARTS, BINS, N_BANDS, band_edges, bin_edges
 
 
 @pytest.mark.parametrize("top", [1.0, 1.999, 2.0, 41.5, 1e-3, 6e4])
@@ -22,9 +22,10 @@ def test_bins_are_quarters_of_octaves_and_meet_the_bands() -> None:
     assert edges[-5::-4][: N_BANDS - 1] == pytest.approx(band_edges(41.5)[-2:0:-1])
 
 
-def test_band_counts_are_the_sums_of_their_bins() -> None:
-    counts = tuple(range(BINS))
-    assert band_counts(counts) == (sum(range(24)), *(sum(range(s, s + 4)) for s in range(24, 40, 4)))
+def test_bands_start_where_their_bins_do() -> None:
+    assert (BINS, BAND_STARTS) == (40, (0, 24, 28, 32, 36))
+    bins, bands = bin_edges(41.5), band_edges(41.5)
+    assert [bins[start] for start in BAND_STARTS] == pytest.approx(bands[:-1])
 
 
 @pytest.mark.parametrize("top", [0.0, -1.0, math.nan, math.inf])

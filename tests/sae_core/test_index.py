@@ -4,6 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -15,14 +16,16 @@ from sae_core.errors import CorpusError, WeightsError
 from sae_core.evaluate import load_subject, read_contexts
 from sae_core.index import build_index
 from sae_core.model import LanguageModel, load_model
-from sae_core.records import RANDOM_BAND, TOP_BAND, Context, Feature, IndexRecords, SAEInfo
+from sae_core.records import RANDOM_BAND, TOP_BAND, Context, Feature, IndexRecords, PackedFeature, SAEInfo
 from sae_core.store_rows import PackedExample
+from sae_core.tokens import vocabulary
 from tests.factories import NOW
-from tests.packed import plain
+from tests.packed import plain, plain_feature
 from tests.planted import dense_encode, random_sae, save_sae, token_detectors
 from tests.tiny import TEXTS
 
 D_SAE, K, CONTEXT_SIZE = 48, 6, 32
+AnyFeature = TypeVar("AnyFeature", Feature, PackedFeature)
 
 
 @dataclasses.dataclass
@@ -62,7 +65,7 @@ def built(model: LanguageModel, corpus: Path, tmp_path_factory: pytest.TempPathF
     config = IndexConfig(slug="random", corpus=(str(corpus),), tokens=None, batch_contexts=5, nearest_features=3)
     records = build_index(info, config, home=folder)
     assert records is not None
-    contexts, features = list(records.contexts), list(records.features)
+    contexts, features = list(records.contexts), plain_features(records, model)
     acts, where = [], []
     corpus_contexts = read_contexts(load_subject(info, config), config, scratch=folder)
     for number, context in enumerate(corpus_contexts):
@@ -250,7 +253,7 @@ def test_planted_features_are_found_on_the_tokens_they_were_planted_on(
     config = IndexConfig(slug="planted", corpus=(str(corpus),), tokens=None)
     records = build_index(info, config, home=tmp_path)
     assert records is not None
-    contexts, features = list(records.contexts), list(records.features)
+    contexts, features = list(records.contexts), plain_features(records, model)
     ids_of = {c.context_id: np.frombuffer(c.token_ids, dtype="<u4") for c in contexts}
     all_contexts = read_contexts(load_subject(info, config), config, scratch=tmp_path)
     everything = np.concatenate([context.token_ids[1:] for context in all_contexts])
@@ -267,17 +270,22 @@ def test_special_tokens_never_count(built: Built) -> None:
     assert all(0 not in e.positions for e in built.examples)
 
 
-def without_times(features: Iterable[Feature]) -> list[Feature]:
+def plain_features(records: IndexRecords, model: LanguageModel) -> list[Feature]:
+    tokens = vocabulary(model.tokenizer)
+    return [plain_feature(feature, tokens) for feature in records.features]
+
+
+def without_times(features: Iterable[AnyFeature]) -> list[AnyFeature]:
     """Labels say when they were made."""
     return [dataclasses.replace(f, label=f.label and dataclasses.replace(f.label, created_at=NOW)) for f in features]
 
 
-def test_two_builds_give_the_same_records(built: Built, corpus: Path, tmp_path: Path) -> None:
+def test_two_builds_give_the_same_records(built: Built, model: LanguageModel, corpus: Path, tmp_path: Path) -> None:
     config = IndexConfig(slug="random", corpus=(str(corpus),), tokens=None, batch_contexts=5, nearest_features=3)
     again = build_index(built.info, config, home=tmp_path)
     assert again is not None
     assert list(again.contexts) == built.contexts
-    assert without_times(again.features) == without_times(built.features)
+    assert without_times(plain_features(again, model)) == without_times(built.features)
     assert plain(again.examples) == built.examples
     assert again.info.corpus == built.records.info.corpus
 

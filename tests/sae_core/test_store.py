@@ -1,10 +1,13 @@
 """The store on both databases: what is written comes back, whole or not at all, and lists page in order."""
 
 import math
+import random
+import re
 import sqlite3
 import struct
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from datetime import timedelta, timezone
@@ -14,10 +17,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from sae_core import store_engine, store_pages, store_rows, store_writes
+from sae_core import store_engine, store_pages, store_rows, store_search, store_writes
 from sae_core.errors import DiskFullError, InputError, NewerDatabaseError, NotFoundError, OlderDatabaseError, StoreError
-from sae_core.records import TOP_BAND, Feature, FeatureRow, IndexRecords, Vocabulary
+from sae_core.records import TOP_BAND, Feature, FeatureRow, IndexRecords, PackedFeature, Vocabulary
 from sae_core.schema import (
+    FEATURE_SEARCH,
     REVISION,
     contexts,
     corpora,
@@ -29,8 +33,8 @@ from sae_core.schema import (
     metadata,
     models,
 )
+from sae_core.search_terms import FIELDS, terms
 from sae_core.store import Store
-from sae_core.store_rows import search_key
 from sae_core.tokens_text import display_strings
 from tests.factories import (
     N_FEATURES,
@@ -44,10 +48,13 @@ from tests.factories import (
     make_vocabulary,
     token_ids,
 )
-from tests.packed import packed, plain
+from tests.packed import packed, packed_feature, plain, plain_feature
 
 REPOSITORY = Path(__file__).parents[2]
-SORTS: list[store_pages.Sort] = ["density", "-density", "max", "-max", "index", "-index"]
+SORTS: list[store_pages.Sort] = [
+    "density", "-density", "max", "-max", "mean", "-mean", "cosine", "-cosine", "index", "-index",
+]  # fmt: skip
+LABEL_SORTS: list[store_pages.Sort] = ["label", "-label", "confidence", "-confidence"]
 
 
 def count(store: Store, table: sa.Table) -> int:
@@ -74,12 +81,23 @@ def everything(store: Store) -> object:
 # Opening
 
 
+def is_no_search_index(_object: object, name: str, *_rest: object) -> bool:
+    """What a database adds of its own to find texts."""
+    return not name.startswith(FEATURE_SEARCH) and name not in (
+        "terms",
+        "feature_texts_terms",
+        "feature_texts_by_label",
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*expression-based index")
 def test_migrated_tables_are_the_schema(database_url: str, store: Store) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
     with store._database.reading() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        opts = {"compare_type": True, "include_object": is_no_search_index}
+        context = MigrationContext.configure(connection, opts=opts)
         assert compare_metadata(context, metadata) == []
         assert context.get_current_revision() == REVISION
 
@@ -182,12 +200,8 @@ def test_an_index_from_before_revision_0003_keeps_its_histograms_and_examples(da
 
     config = Config()
     config.set_main_option("script_location", str(REPOSITORY / "sae_core" / "migrations"))
-    Store.open(database_url).close()  # as today, to be emptied and taken back to 0002
     old = store_engine.Database(database_url)
     with old.writing() as connection:
-        everything_there = sa.MetaData()
-        everything_there.reflect(connection)
-        everything_there.drop_all(connection)
         config.attributes["connection"] = connection
         command.upgrade(config, "0002")
     then = sa.MetaData()
@@ -210,16 +224,19 @@ def test_an_index_from_before_revision_0003_keeps_its_histograms_and_examples(da
         )
         for context in records.contexts:
             insert("contexts", store_rows.context_row(context, corpus_id=1))
-        for feature in records.features:
+        for feature in (plain_feature(feature, make_vocabulary()) for feature in records.features):
             counts = struct.pack("<40I", *range(40)) if feature.n_active else b""
             histogram = {"histogram": low_high + counts if feature.n_active else b""}
-            insert("features", store_rows.feature_row(feature, index_id=1) | histogram)
+            insert("features", store_rows.feature_row(packed_feature(feature), index_id=1) | histogram)
         for example in plain(records.examples):
             packed_columns = {
                 "packed_positions": struct.pack(f"<{len(example.positions)}H", *example.positions),
                 "packed_values": struct.pack(f"<{len(example.values)}e", *example.values),
             }
             insert("examples", example._asdict() | packed_columns | {"index_id": 1})
+        row = store_rows.label_row(4, make_label("harpoons"), sae_id=1)
+        insert("labels", row | {"search_text": "harpoons", "created_at": NOW})
+        insert("feature_texts", {"index_id": 1, "feature_index": 2, "search_text": "mast\n中文"})
     old.close()
 
     store = Store.open(database_url, upgrades=True)
@@ -227,7 +244,7 @@ def test_an_index_from_before_revision_0003_keeps_its_histograms_and_examples(da
     assert histogram is not None
     assert (histogram.edges, histogram.counts) == ((-1, -0.5, 0, 0.5, 1), (1, 2, 3, 4))
     written = plain(records.examples)
-    for feature in records.features:
+    for feature in (plain_feature(feature, make_vocabulary()) for feature in records.features):
         detail = store.feature("demo", feature.feature_index)
         shown = detail.feature
         if feature.n_active:
@@ -243,8 +260,14 @@ def test_an_index_from_before_revision_0003_keeps_its_histograms_and_examples(da
             active = {p: v for p, v in enumerate(mine.activations) if v}
             assert active == dict(zip(theirs.positions, theirs.values, strict=True))
             assert mine.copies == 0
+    found = {q: [row.feature.feature_index for row in walk(store, q=q)] for q in ("harpoon", "mast", "文", '"mast 中"')}
+    assert found == {"harpoon": [4], "mast": [2], "文": found["文"], '"mast 中"': []} and 2 in found["文"]
+    of_features = (plain_feature(feature, make_vocabulary()) for feature in records.features)
+    promoted = [f.feature_index for f in of_features if any(is_found("wife", [t.token]) for t in f.promoted_tokens)]
+    assert sorted(row.feature.feature_index for row in walk(store, q="wife", within="promotes")) == promoted != []
+    assert search_problems(store) == []
     store.delete_sae("demo")
-    assert count(store, examples) == 0
+    assert count(store, examples) == count(store, feature_texts) == 0
     store.close()
 
 
@@ -375,7 +398,7 @@ def test_index_round_trip(store: Store) -> None:
     assert store.sae("demo").indexes == (store.index("demo"),)
     by_id = {context.context_id: context for context in records.contexts}
     vocabulary = make_vocabulary()
-    for feature in records.features:
+    for feature in (plain_feature(feature, vocabulary) for feature in records.features):
         detail = store.feature("demo", feature.feature_index)
         assert_same_feature(detail.feature, feature)
         written = [example for example in plain(records.examples) if example.feature_index == feature.feature_index]
@@ -422,11 +445,7 @@ def test_text_that_databases_choke_on(store: Store) -> None:
     example = plain(records.examples)[0]
     some = packed(example._replace(context_id=number) for number in range(3))
     nul = token_ids("\0")[0]
-    promoted = tuple(
-        replace(token, token_id=number)
-        for token in next(iter(records.features)).promoted_tokens
-        for number in [nul, 99_999]
-    )
+    promoted = struct.pack("<IfIf", nul, 1.0, 99_999, 0.5)
     first = replace(next(iter(records.features)), promoted_tokens=promoted)
     store.add_sae(make_sae(), make_vocabulary())
     store.add_index(replace(records, contexts=odd, features=[first], examples=some))
@@ -577,6 +596,44 @@ def test_readers_never_see_half_an_index(database_url: str, monkeypatch: pytest.
     writer.close(), reader.close()
 
 
+def test_a_writer_that_is_killed_leaves_the_old_index_and_no_lock(database_url: str) -> None:
+    store = make_store(database_url)
+    before = everything(store)
+    code = (
+        "import sys, time\n"
+        "from dataclasses import replace\n"
+        "from sae_core.store import Store\n"
+        "from tests.factories import make_records\n"
+        "records = make_records(seed=9)\n"
+        "def examples():\n"
+        "    for number, own in enumerate(records.examples):\n"
+        "        if number == 150:\n"
+        "            print('half', flush=True)\n"
+        "            time.sleep(60)\n"
+        "        yield own\n"
+        "Store.open(sys.argv[1]).add_index(replace(records, examples=examples()))\n"
+    )
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code, database_url], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "half\n"
+    assert everything(store) == before  # readers do not wait for the writer
+    writer.kill()
+    writer.communicate()
+    store.close()
+    store = Store.open(database_url)
+    assert everything(store) == before and search_problems(store) == []
+    records = make_records(seed=9)
+    store.add_index(records)
+    shown = {
+        row.feature.feature_index: row.feature.max_activation for row in walk(store, corpus="stories", alive=False)
+    }
+    assert shown == {feature.feature_index: feature.max_activation for feature in records.features}
+    assert search_problems(store) == []
+    store.close()
+
+
 def test_a_full_disk(database_url: str) -> None:
     store = Store.open(database_url)
     store.add_sae(make_sae(), make_vocabulary())
@@ -625,6 +682,7 @@ def test_unknown_names_say_what_to_do(demo_store: Store) -> None:
         demo_store.random_feature,
         lambda slug, **corpus: demo_store.feature(slug, 0, **corpus),
         lambda slug, **corpus: demo_store.feature_stats(slug, [0], **corpus),
+        lambda slug, **corpus: demo_store.feature_rows(slug, [0], **corpus),
     ]
     for call in calls:
         with pytest.raises(NotFoundError, match='no SAE "nope"'):
@@ -659,9 +717,11 @@ def test_neighbours_skip_dead_features(demo_store: Store) -> None:
 @pytest.mark.parametrize("alive", [True, False])
 def test_pages_walk_every_feature_once_in_order(demo_store: Store, sort: store_pages.Sort, alive: bool) -> None:
     written = [f for f in make_records("demo", corpus="stories").features if f.density > 0 or not alive]
-    keys: dict[str, Callable[[Feature], tuple[float, ...]]] = {
+    keys: dict[str, Callable[[PackedFeature], tuple[float, ...]]] = {
         "density": lambda feature: (feature.density, feature.feature_index),
         "max": lambda feature: (feature.max_activation, feature.feature_index),
+        "mean": lambda feature: (feature.mean_activation, feature.feature_index),
+        "cosine": lambda feature: (feature.encoder_decoder_cosine, feature.feature_index),
         "index": lambda feature: (feature.feature_index,),
     }
     expected = sorted(written, key=keys[sort.lstrip("-")], reverse=sort.startswith("-"))
@@ -670,10 +730,46 @@ def test_pages_walk_every_feature_once_in_order(demo_store: Store, sort: store_p
     assert [row.feature.feature_index for row in found] == [feature.feature_index for feature in expected]
 
 
+def test_lists_by_label_have_those_that_have_one(store: Store) -> None:
+    store.add_sae(make_sae(), make_vocabulary())
+    store.add_index(make_records(n_features=60))
+    rng = random.Random(4)
+    named = {n: make_label(rng.choice("abcdé中") * rng.randrange(1, 90), author="ana") for n in range(0, 60, 2)}
+    scored = {
+        n: make_label("x", kind="automatic", author="me", score=rng.choice([None, 0.25, 0.5, 1.0])) for n in range(40)
+    }
+    store.add_labels("demo", named)
+    store.add_labels("demo", scored)
+    alive = {row.feature.feature_index for row in walk(store)}
+    by_label = [row.feature for row in walk(store, sort="label", limit=7)]
+    assert {f.feature_index for f in by_label} == alive & (named.keys() | scored.keys())
+    shown = [f.label.text for f in by_label if f.label is not None]
+    written = [" ".join(terms(text))[:64] for text in shown]
+    assert written == sorted(written) and len(set(written)) > 5
+    assert [row.feature for row in walk(store, sort="-label", limit=7)] == by_label[::-1]
+    by_confidence = [row.feature.feature_index for row in walk(store, sort="-confidence", limit=7)]
+    keys = sorted(((label.score, n) for n, label in scored.items() if label.score and n in alive), reverse=True)
+    assert by_confidence == [n for _, n in keys]
+    assert [row.feature.feature_index for row in walk(store, sort="confidence", limit=7)] == by_confidence[::-1]
+    found = [row.feature.feature_index for row in walk(store, sort="-confidence", q="x", within="label", limit=7)]
+    assert found == [n for _, n in keys if n % 2]
+
+
+def test_a_cosine_that_is_no_number_is_in_no_list_by_cosine(store: Store) -> None:
+    store.add_sae(make_sae(), make_vocabulary())
+    records = make_records(n_features=9)
+    odd = [replace(f, encoder_decoder_cosine=math.nan) if f.feature_index == 4 else f for f in records.features]
+    store.add_index(replace(records, features=odd))
+    for sort in ("cosine", "-cosine"):
+        numbers = [row.feature.feature_index for row in walk(store, sort=sort, limit=2, alive=False)]
+        assert sorted(numbers) == [0, 1, 2, 3, 5, 6, 7, 8]
+
+
 def test_a_listed_feature_is_the_feature_with_its_two_top_examples(demo_store: Store) -> None:
     for row in walk(demo_store, alive=False)[:40]:
         detail = demo_store.feature("demo", row.feature.feature_index)
-        assert row.feature == detail.feature
+        for field in fields(row.feature):
+            assert getattr(row.feature, field.name) == getattr(detail.feature, field.name)
         assert row.examples == tuple(example for example in detail.examples if example.band == TOP_BAND)[:2]
 
 
@@ -685,36 +781,149 @@ def test_density_filters(demo_store: Store) -> None:
         assert found == {feature.feature_index for feature in everyone if low <= feature.density <= high}
 
 
-SEARCHES = ["wife", "WIFE", " wife ", "strasse", "中", "😀", "語", "100%", "%", "a_b", "_", "<tag>", "é"]
-FRUITLESS = ["\\", "/", "nothing here"]
+SEARCHES = [
+    "wife", "WIFE", " wife ", "strasse", "wi", "中", "😀", "語", "100%", "%", "a_b", "_", "_b", "<tag>", "é",
+    "na", "海", "spouse", "中文", '"white"', "king wife", '"war of"', '"black war" day', 'ship "of"',
+]  # fmt: skip
+FRUITLESS = ["\\", "/", "nothing here", "ife", '"whit"', "文中x"]
+_CUT = re.compile(r"[^\W_\u3040-\u30ff\u4e00-\u9fff]+|\S")
 
 
-def test_search_finds_promoted_tokens_and_peaks(demo_store: Store) -> None:
-    records, tokens = make_records(corpus="stories"), make_vocabulary().tokens
-    searched = {
-        feature.feature_index: [token.token for token in (*feature.promoted_tokens, *feature.tokens_on)]
-        for feature in records.features
-        if feature.density > 0
+def cut(text: str) -> list[str]:
+    return _CUT.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def is_found(q: str, texts: list[str]) -> bool:
+    """All of its words, each as it begins (in quotes as it is), and what touches one after the other."""
+    for quoted, plain_words in re.findall(r'"([^"]*)"|([^\s"]+)', q):
+        words = cut(quoted or plain_words)
+        *whole, last = words
+        is_open = not quoted and (len(last) > 1 or not last.isascii())
+        for text in texts:
+            there = cut(text)
+            places = range(len(there) - len(words) + 1)
+            if any(
+                there[at : at + len(whole)] == whole
+                and (there[at + len(whole)] == last or (is_open and there[at + len(whole)].startswith(last)))
+                for at in places
+            ):
+                break
+        else:
+            return False
+    return True
+
+
+def searched_texts(corpus: str) -> dict[str, dict[int, list[str]]]:
+    """By field and feature: what a search looks in."""
+    records, vocabulary = make_records(corpus=corpus), make_vocabulary()
+    features_there = [plain_feature(feature, vocabulary) for feature in records.features]
+    fields_there: dict[str, dict[int, list[str]]] = {
+        "label": {number: [label.text] for number, label in make_labels().items()},
+        "promotes": {f.feature_index: [t.token for t in f.promoted_tokens] for f in features_there},
+        "fires_on": {f.feature_index: [t.token for t in f.tokens_on] for f in features_there},
+        "examples": {},
     }
-    for number, label in make_labels().items():
-        searched[number].append(label.text)
-    shown = {
-        context.context_id: display_strings(
-            [tokens[number] for (number,) in struct.iter_unpack("<I", context.token_ids)]
-        )
-        for context in records.contexts
-    }
-    for example in (example for example in plain(records.examples) if example.band == TOP_BAND):
-        up_to_peak = shown[example.context_id][: example.position + 1]
-        searched[example.feature_index].append(next(text for text in reversed(up_to_peak) if text))
+    ids = {c.context_id: [i for (i,) in struct.iter_unpack("<I", c.token_ids)] for c in records.contexts}
+    for example in plain(records.examples):
+        if example.band == TOP_BAND and example.rank < store_search.SEARCHED_EXAMPLES:
+            first = max(0, example.position - store_search.SEARCHED_AROUND)
+            some = ids[example.context_id][first : example.position + store_search.SEARCHED_AROUND + 1]
+            shown = display_strings([vocabulary.tokens[i] for i in some if i not in vocabulary.special_ids])
+            fields_there["examples"].setdefault(example.feature_index, []).append("".join(shown))
+    for by_feature in fields_there.values():
+        for feature in features_there:
+            if not feature.n_active:
+                by_feature.pop(feature.feature_index, None)
+    return fields_there
+
+
+@pytest.mark.parametrize("within", [None, *FIELDS])
+def test_search_finds_what_a_slow_reading_of_the_texts_finds(demo_store: Store, within: str | None) -> None:
+    by_field = searched_texts("stories")
+    if within is not None:
+        by_field = {within: by_field[within]}
+    n_found = 0
     for q in SEARCHES + FRUITLESS:
-        key = search_key(q.strip())
-        expected = [number for number, texts in searched.items() if any(key in search_key(text) for text in texts)]
-        assert bool(expected) == (q in SEARCHES) and len(expected) < 0.6 * N_FEATURES
-        found = walk(demo_store, q=q, sort="index", corpus="stories", limit=7)
-        assert [row.feature.feature_index for row in found] == expected
-        found = walk(demo_store, q=q, sort="-max", corpus="stories", limit=100)
-        assert sorted(row.feature.feature_index for row in found) == expected
+        expected = [
+            number
+            for number in range(N_FEATURES)
+            if is_found(q, [text for texts in by_field.values() for text in texts.get(number, [])])
+        ]
+        n_found += len(expected)
+        if within is None:
+            assert bool(expected) == (q in SEARCHES), q
+        for sort, limit in (("index", 7), ("-max", 100), ("-density", 11), ("density", 13)):
+            found = walk(demo_store, q=q, within=within, sort=sort, corpus="stories", limit=limit)
+            numbers = [row.feature.feature_index for row in found]
+            assert sorted(numbers) == expected, (q, sort)
+            densities = [row.feature.density for row in found]
+            if "density" in sort:
+                assert densities == sorted(densities, reverse=sort == "-density")
+    assert n_found
+
+
+def test_search_within_a_range_of_densities(demo_store: Store) -> None:
+    for q in ("wife", "wh", "中", "na"):
+        everyone = [row.feature for row in walk(demo_store, q=q, alive=False)]
+        low, high = everyone[2 * len(everyone) // 3].density, everyone[len(everyone) // 3].density
+        for sort in SORTS:
+            for arguments in ({"min_density": low}, {"max_density": high}, {"min_density": low, "max_density": high}):
+                found = walk(demo_store, q=q, sort=sort, limit=5, **arguments)
+                expected = [
+                    f.feature_index
+                    for f in everyone
+                    if f.density > 0 and arguments.get("min_density", 0) <= f.density <= arguments.get("max_density", 1)
+                ]
+                assert sorted(row.feature.feature_index for row in found) == sorted(expected)
+        assert walk(demo_store, q=q, min_density=1.5) == []
+        assert walk(demo_store, q=q, max_density=-1.0) == []
+
+
+def search_problems(store: Store) -> list[str]:
+    return [problem for problem in store.check() if "Searches" in problem or "point" in problem]
+
+
+def test_search_follows_labels(store: Store) -> None:
+    store.add_sae(make_sae(), make_vocabulary())
+    for corpus in ("stories", "poems"):
+        store.add_index(make_records(corpus=corpus, n_features=30))
+
+    def numbers(q: str, corpus: str, within: str = "label") -> list[int]:
+        return sorted(row.feature.feature_index for row in walk(store, q=q, within=within, corpus=corpus))
+
+    store.add_labels("demo", {4: make_label("harpoons"), 5: make_label("harpoon", kind="automatic")})
+    for corpus in ("stories", "poems"):
+        assert numbers("harpoon", corpus) == [4, 5]
+    store.add_labels("demo", {5: make_label("oars"), 4: make_label("hidden", kind="automatic")})
+    for corpus in ("stories", "poems"):
+        assert (numbers("harpoon", corpus), numbers("oars", corpus), numbers("hidden", corpus)) == ([4], [5], [])
+    store.add_index(make_records(corpus="poems", n_features=30, seed=3))
+    for corpus in ("stories", "poems"):
+        assert (numbers("harpoon", corpus), numbers("oars", corpus)) == ([4], [5])
+    assert search_problems(store) == []
+    store.delete_sae("demo")
+    assert search_problems(store) == [] and count(store, feature_texts) == 0
+    store.add_sae(make_sae(), make_vocabulary())
+    store.add_index(make_records(corpus="poems", n_features=30))
+    assert numbers("harpoon", "poems") == []
+
+
+def test_an_automatic_label_of_a_new_index_is_found_in_the_other_ones(store: Store) -> None:
+    store.add_sae(make_sae(), make_vocabulary())
+    store.add_index(make_records(corpus="stories", n_features=9))
+    records = make_records(corpus="poems", n_features=9)
+    labelled = [replace(f, label=make_label("masts", kind="automatic", author="saescope")) for f in records.features]
+    store.add_index(replace(records, features=labelled))
+    found = [walk(store, q="mast", within="label", corpus=corpus) for corpus in ("stories", "poems")]
+    assert len(found[0]) == len(found[1]) == 8  # the ninth is dead
+    assert search_problems(store) == []
+
+
+def test_features_by_the_confidence_of_their_label(demo_store: Store) -> None:
+    assert [row.feature.feature_index for row in walk(demo_store, min_confidence=0.5, sort="index")] == [1, 2]
+    assert [row.feature.feature_index for row in walk(demo_store, min_confidence=0.6)] == [1]
+    assert [row.feature.feature_index for row in walk(demo_store, q="ship", within="label", min_confidence=0.6)] == [1]
+    assert walk(demo_store, min_confidence=0.9) == []
 
 
 def test_search_finds_labels_and_numbers(demo_store: Store) -> None:
@@ -728,33 +937,38 @@ def test_search_finds_labels_and_numbers(demo_store: Store) -> None:
     assert len(walk(demo_store, q="  ")) == len(walk(demo_store))
 
 
-@pytest.mark.parametrize("sort", SORTS)
+@pytest.mark.parametrize("sort", SORTS + LABEL_SORTS)
 @pytest.mark.parametrize("cursor", [True, False])
 def test_a_page_is_one_range_of_an_index(demo_store: Store, sort: store_pages.Sort, cursor: bool) -> None:
-    after = demo_store.features("demo", sort=sort, limit=20).next if cursor else None
+    after = demo_store.features("demo", sort=sort, limit=20 if sort in SORTS else 1).next if cursor else None
+    assert cursor == (after is not None)
     index = demo_store.index("demo")
     assert index.index_id is not None
-    statement = store_pages.page_statement(
-        index_id=index.index_id,
-        sae_id=1,
+    asked = store_pages.Asked(
         sort=sort,
         q=None,
+        within=None,
         min_density=0.001,
         max_density=0.9,
+        min_confidence=None,
         alive=True,
         after=after,
         limit=50,
     )
     with demo_store._database.reading() as connection:
+        statement = store_pages.page_statement(connection, asked, index_id=index.index_id, sae_id=1)
+        assert statement is not None
         sql = str(statement.compile(connection.engine, compile_kwargs={"literal_binds": True})).replace("%", "%%")
         if demo_store._database.is_sqlite:
             plan = [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}")]
-            assert len(plan) == 1 and plan[0].startswith("SEARCH features USING INDEX")
+            assert len(plan) == (1 if sort in SORTS else 2)
+            first = {"label": "SEARCH feature_texts USING INDEX", "confidence": "SEARCH labels USING COVERING INDEX"}
+            assert plan[0].startswith(first.get(sort.removeprefix("-"), "SEARCH features USING INDEX"))
         else:  # so few rows that PostgreSQL would rather sort them: ask whether it can do without
             connection.exec_driver_sql("SET LOCAL enable_sort = off")
             connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
             plan = [row[0] for row in connection.exec_driver_sql(f"EXPLAIN {sql}")]
-            assert "Index Scan" in plan[1] and not any("Sort" in line for line in plan)
+            assert any("Index Scan" in line for line in plan) and not any("Sort" in line for line in plan)
 
 
 @pytest.mark.parametrize(
@@ -773,7 +987,14 @@ def test_a_cursor_belongs_to_its_order(demo_store: Store) -> None:
 
 
 def test_bad_arguments(demo_store: Store) -> None:
-    for arguments in ({"limit": 0}, {"limit": 1001}, {"sort": "name"}, {"min_density": math.nan}, {"q": "x" * 201}):
+    for arguments in (
+        {"limit": 0},
+        {"limit": 1001},
+        {"sort": "name"},
+        {"min_density": math.nan},
+        {"q": "x" * 201},
+        {"within": "x"},
+    ):
         with pytest.raises(InputError):
             demo_store.features("demo", **arguments)  # type: ignore[arg-type]
 
@@ -796,6 +1017,15 @@ def test_random_feature_is_any_alive_one(store: Store) -> None:
     store.add_index(replace(records, features=[f for f in records.features if f.density == 0], examples=[]))
     with pytest.raises(NotFoundError, match="index it on another"):
         store.random_feature("demo")
+
+
+def test_feature_rows_are_those_of_the_list(demo_store: Store) -> None:
+    rows = demo_store.feature_rows("demo", {5, 3, 10**12, N_FEATURES, 0}, corpus="stories")
+    listed = {
+        row.feature.feature_index: row
+        for row in demo_store.features("demo", corpus="stories", sort="index", alive=False, limit=10).items
+    }
+    assert rows == {number: listed[number] for number in (0, 3, 5)}
 
 
 def test_feature_stats(demo_store: Store) -> None:
