@@ -19,7 +19,9 @@ pytestmark = pytest.mark.browser
 def own_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(run_log, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(runs, "LOOK_SECONDS", 0.1)
+    expect.set_options(timeout=15_000)  # a busy machine takes its time to load Plotly and to answer
     yield
+    expect.set_options(timeout=5_000)
     for folder in ("runs", "indexes"):
         shutil.rmtree(home / folder, ignore_errors=True)
 
@@ -52,9 +54,9 @@ def test_a_run_is_followed_to_the_sae_that_it_makes(page: Page, home: Path) -> N
         with indexing(home):
             log.end("finished")
             (home / "runs" / "demo" / "sae.json").write_text("{}")
-            page.wait_for_url("**/runs/demo~poems?follow=1")
+            page.wait_for_url("**/runs/demo~poems?follow=1", wait_until="commit")
             expect(page.get_by_role("heading", level=1)).to_have_text("Indexing demo on poems")
-        page.wait_for_url("**/saes/demo")
+        page.wait_for_url("**/saes/demo", wait_until="commit")
 
 
 def test_a_page_that_does_not_follow_stays_and_says_where_to_go(page: Page, home: Path) -> None:
@@ -67,7 +69,7 @@ def test_a_page_that_does_not_follow_stays_and_says_where_to_go(page: Page, home
     expect(page.locator(".log li").first).to_contain_text("finished")
     assert points_drawn(page) == 1  # the curve stays
     page.get_by_role("link", name="Open the SAE demo").click()
-    page.wait_for_url("**/saes/demo")
+    page.wait_for_url("**/saes/demo", wait_until="commit")
 
 
 def test_points_that_are_taken_back_leave_the_curve(page: Page, home: Path) -> None:
