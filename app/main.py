@@ -3,6 +3,7 @@
 Nothing heavy is imported: torch lives in the worker process that `inference` starts with the first probe.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -29,8 +30,10 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     inference = prober if prober is not None else _model_worker(settings)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(opened: FastAPI) -> AsyncIterator[None]:
+        opened.state.stopping = asyncio.Event()  # ends the streams of events
         yield
+        opened.state.stopping.set()
         await inference.close()
         if own_store is not None:
             own_store.close()

@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import urljoin
 
 import pytest
@@ -33,6 +34,7 @@ PAGES = [
     "/saes/demo/probe",
     "/saes/demo/probe?text=the+%3Cscript%3Ealert(1)%3C/script%3E+%E4%B8%AD&feature=3&token=2",
     "/saes/unindexed/probe?text=the+king",
+    "/runs",
     "/saes/demo/features/0/embed?parts=tokens&parts=histogram&theme=dark&height=300",
     "/lists",
     "/search",
@@ -146,7 +148,7 @@ def test_home_of_an_empty_store_says_what_to_run(tmp_path: object) -> None:
     from app.main import create_app
     from app.settings import Settings
 
-    with TestClient(create_app(Settings(database_url=f"sqlite:///{tmp_path}/x.db"), prober=FakeProber())) as client:
+    with TestClient(create_app(Settings(home=Path(str(tmp_path))), prober=FakeProber())) as client:
         page = client.get("/").text
     assert "make demo" in page
     assert "saescope train --model" in page
