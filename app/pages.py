@@ -48,7 +48,8 @@ router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 @router.get("/")
 def home(request: Request, store: StoreDep, settings: SettingsDep) -> Response:
     runs = run_news(settings.home, unfinished(list_runs(settings.home)))
-    return page(request, "home.html", saes=store.saes(), runs=runs, json_url="/api/saes")
+    saes = sorted(store.saes(), key=lambda summary: not summary.indexes)  # those that can be browsed come first
+    return page(request, "home.html", saes=saes, runs=runs, json_url="/api/saes")
 
 
 @router.get("/saes")

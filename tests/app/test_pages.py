@@ -282,6 +282,13 @@ def test_an_export_of_what_cannot_be_is_refused_and_a_cell_is_no_formula(client:
     ]
 
 
+def test_home_has_what_can_be_browsed_first(client: TestClient) -> None:
+    page = client.get("/").text
+    assert page.index(">demo</a>") < page.index(">unindexed</a>")
+    assert page.index("<option>demo") < page.index("<option>unindexed")
+    assert page.count("Not indexed yet") == 1
+
+
 def test_a_search_over_all_saes_has_the_first_of_each(client: TestClient, store: Store) -> None:
     page, twin = client.get("/search?q=wife").text, client.get("/api/search?q=wife").json()
     (found,) = twin["items"]  # the other SAE is not indexed
