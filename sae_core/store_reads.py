@@ -62,11 +62,8 @@ _FEATURES_OF = (
     .where(features.c.index_id == sa.bindparam("index_id"), features.c.feature_index.in_(_some))
     .order_by(features.c.feature_index)
 )
-_LABELS_OF = (
-    sa.select(labels)
-    .where(labels.c.sae_id == sa.bindparam("sae_id"), labels.c.feature_index.in_(_some))
-    .order_by(labels.c.kind)  # "automatic", then "human", which wins
-)
+# Not in any order: to have them sorted, SQLite would read all of an SAE's labels from the index by score.
+_LABELS_OF = sa.select(labels).where(labels.c.sae_id == sa.bindparam("sae_id"), labels.c.feature_index.in_(_some))
 _EXAMPLES_OF = sa.select(examples.c.feature_index, examples.c.packed).where(
     examples.c.index_id == sa.bindparam("index_id"), examples.c.feature_index.in_(_some)
 )
@@ -134,17 +131,19 @@ def feature_records_of(
 
 
 def labels_of(connection: sa.Connection, sae_id: int, feature_indexes: Collection[int]) -> dict[int, Label]:
+    """The one that is shown: a person's before an automatic one."""
     found: dict[int, Label] = {}
     for some in _chunked(feature_indexes):
         for row in connection.execute(_LABELS_OF, {"sae_id": sae_id, "some": some}).mappings():
-            found[row["feature_index"]] = label_record(row)
+            if row["kind"] == "human" or row["feature_index"] not in found:
+                found[row["feature_index"]] = label_record(row)
     return found
 
 
 def all_labels_of(connection: sa.Connection, sae_id: int, feature_index: int) -> tuple[Label, ...]:
     """Of one feature, the one that is shown first."""
-    rows = connection.execute(_LABELS_OF, {"sae_id": sae_id, "some": [feature_index]}).mappings().all()
-    return tuple(map(label_record, reversed(rows)))
+    rows = connection.execute(_LABELS_OF, {"sae_id": sae_id, "some": [feature_index]}).mappings()
+    return tuple(sorted(map(label_record, rows), key=lambda label: label.kind, reverse=True))  # "human" first
 
 
 def examples_of(
