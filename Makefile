@@ -58,6 +58,10 @@ bench-pipeline: .venv/.installed ## Time training from text against its parts, a
 bench-index: .venv/.installed ## Time the index against its floor and SAEDashboard, and databases of up to a million features
 	@$(python) -m benchmarks.index $(ARGS)
 
+.PHONY: bench-web
+bench-web: .venv/.installed-dev ## Time the dashboard's pages under eight clients, with 4,096 and with a million features
+	@$(python) -m benchmarks.web $(ARGS)
+
 .PHONY: clean
 clean: ## Remove .venv and what tools left behind; your runs and databases stay
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

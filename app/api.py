@@ -1,10 +1,13 @@
 """The JSON twins: the same facts as the pages, as records. Lists are `{"items": […], "next": cursor or null}`."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Query
+from fastapi import APIRouter, Body, Depends, Header, Query, Request
 from fastapi.responses import JSONResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
@@ -18,14 +21,17 @@ from app.deps import (
     Name,
     PointsDep,
     ProbeSort,
+    SettingsDep,
     Slug,
     StoreDep,
     VersionDep,
 )
 from app.glossary import TERMS, Term
 from app.probing import TOP_FEATURES, TOP_K, ProbeReport, chosen_index, probe_report
+from app.runs import run_events, run_figures, short_detail
 from sae_core.errors import StoreError
 from sae_core.records import FeatureDetail, FeaturePage, SAESummary
+from sae_core.runs import Run, RunDetail, list_runs, read_run
 
 router = APIRouter(prefix="/api")
 health = APIRouter()
@@ -36,6 +42,14 @@ class SAEList:
     """All SAEs, newest first; `next` is always null."""
 
     items: tuple[SAESummary, ...]
+    next: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunList:
+    """All runs, those at work first, then the newest; `next` is always null."""
+
+    items: tuple[Run, ...]
     next: str | None = None
 
 
@@ -104,6 +118,43 @@ async def probe(
     store: StoreDep, inference: InferenceDep, points: PointsDep, slug: Slug, asked: Annotated[ProbeRequest, Body()]
 ) -> ProbeReport:
     return await _probe(store, inference, points, slug=slug, asked=asked)
+
+
+@router.get("/runs", summary="All training and indexing runs")
+def runs(settings: SettingsDep) -> RunList:
+    return RunList(items=tuple(list_runs(settings.home)))
+
+
+@router.get("/runs/{run_id}", summary="One run with its curves and the end of its log")
+def run(settings: SettingsDep, run_id: str) -> RunDetail:
+    return short_detail(settings.home, run_id)
+
+
+@router.get("/runs/{run_id}/charts", summary="A training run's curves as Plotly figures")
+def run_charts(settings: SettingsDep, run_id: str) -> dict[str, Any]:
+    return run_figures(settings.home, run_id)
+
+
+def _known_run(settings: SettingsDep, run_id: str) -> str:
+    """Raises NotFoundError, which must come before the stream begins."""
+    read_run(settings.home, run_id)
+    return run_id
+
+
+@router.get(
+    "/runs/{run_id}/events",
+    summary="A run as it goes on, as server-sent events: points, run, and end when it ends",
+    response_class=EventSourceResponse,
+)
+async def run_stream(
+    request: Request,
+    settings: SettingsDep,
+    run_id: Annotated[str, Depends(_known_run)],
+    last_event_id: Annotated[str | None, Header(description="the id of the last event that was received")] = None,
+) -> AsyncIterator[ServerSentEvent]:
+    stopping: asyncio.Event = request.app.state.stopping
+    async for event in run_events(settings.home, run_id, last_event_id=last_event_id, stopping=stopping):
+        yield event
 
 
 @router.get("/glossary", summary="What the words mean")

@@ -24,6 +24,7 @@ from sae_core.arguments import (
 )
 from sae_core.disk import saving
 from sae_core.errors import ConfigError, SaescopeError
+from sae_core.progress import interrupts_heard, stop_request
 
 if TYPE_CHECKING:
     from sae_core.config import IndexConfig, TrainConfig
@@ -101,7 +102,8 @@ it first."""
 
 DEMO = """\
 Train an SAE on the small language model that ships with saescope, index it on Python's own documentation and sources,
-and serve the dashboard. What was done before is not done again, so a second call serves at once."""
+and serve the dashboard, which is there from the start and shows how training goes. What was done before is not done
+again: after Ctrl-C the same command goes on, and once all is done it serves at once."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
-        return run(arguments)
+        with interrupts_heard():
+            return run(arguments)
     except SaescopeError as error:
         print(f"saescope: {error}", file=sys.stderr)
         return error.exit_code
@@ -276,19 +279,28 @@ def run_db(arguments: argparse.Namespace) -> int:
 def run_demo(arguments: argparse.Namespace) -> int:
     """`saescope demo`."""
     from app import demo
-    from app.server import listen, serve
+    from app.server import address, listen, serve, serving
 
     settings = _settings(arguments, host=arguments.host, port=arguments.port, device=arguments.device)
     with closing(listen(settings)) as socket:  # a busy port is said before minutes of work, not after
         store = _open_store(settings)
         is_ready = demo.is_ready(store)
         store.close()
-        if not is_ready:
+        if is_ready:
+            serve(settings, socket=socket)
+            return 0
+        here = address(socket)
+        demo.announce(settings.home)
+        with serving(settings, socket=socket) as server:
+            print(f"Watch it at {here}{demo.RUN_PATH}", flush=True)
             infos = train_and_add({demo.SLUG: demo.TRAINING}, settings=settings)
             if infos is None or not index_and_add(demo.INDEXING, settings=settings):
                 return STOPPED
-        serve(settings, socket=socket)
-    return 0
+            print(f"The demo is ready: {here}/saes/{demo.SLUG}  (Ctrl-C stops it)", flush=True)
+            with stop_request() as stop:
+                while server.is_alive() and not stop.was_made:
+                    server.join(0.2)
+    return STOPPED
 
 
 def train_and_add(configs: "dict[str, TrainConfig]", *, settings: Settings) -> "list[SAEInfo] | None":
@@ -319,9 +331,7 @@ def index_and_add(config: "IndexConfig", *, settings: Settings, merges: bool = F
         sae = store.sae(config.slug).sae
         try:
             build = merge_shards if merges else build_index
-            records = build(sae, config, home=settings.home)
-            if records is not None:
-                store.add_index(records)
+            records = build(sae, config, home=settings.home, keep=store.add_index)
         except KeyboardInterrupt:  # while the text is read, or what was gathered is stored
             records = None
     if records is None:

@@ -6,7 +6,8 @@ Records come from the store or the probe; templates only print what is decided h
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from app.numbers import number, percent
 from sae_core.bands import N_BANDS
@@ -18,9 +19,8 @@ LINE_BEFORE, LINE_AFTER = 48, 64  # characters of a one-line example around its 
 SIGNS = {" ": "·", "\n": "↵\n", "\t": "⇥\t", "\r": "␍"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenView:
-    """A token as it is printed. `original` is set where signs replaced its whitespace."""
+class TokenView(NamedTuple):
+    """A token as it is printed. `original` is set where signs replaced its whitespace. A page has thousands."""
 
     text: str
     step: int
@@ -121,14 +121,14 @@ def token_views(
         shown = with_signs(token) if signs else token
         views.append(
             TokenView(
-                text=shown,
-                step=step(activation, scale=scale),
-                is_peak=position == example.position,
-                token_id=example.token_ids[position],
-                activation=activation,
-                position=position,
-                original=token if shown != token else None,
-                is_special=has_bos and position == 0,
+                shown,
+                step(activation, scale=scale) if activation else 0,
+                position == example.position,
+                example.token_ids[position],
+                activation,
+                position,
+                token if shown != token else None,
+                has_bos and position == 0,
             )
         )
     return views
@@ -171,7 +171,7 @@ def one_line(
         after -= len(example.tokens[end])
         end += 1
     views = token_views(example, scale=scale, span=(start, end))
-    cut = [replace(view, text=_on_one_line(view.text), original=None) for view in views]
+    cut = [view._replace(text=_on_one_line(view.text), original=None) for view in views]
     peak = example.position - start
     return LineView(before=tuple(cut[:peak]), after=tuple(cut[peak:]))
 
@@ -253,4 +253,9 @@ def _short_source(source: str) -> str:
 
 
 def _on_one_line(token: str) -> str:
+    if not _BLANKS.search(token):
+        return token
     return re.sub(r"[ \t]{2,}|\t", " ", re.sub(r"\r|(?<=\n)[ \t]+", "", token)).replace("\n", "↵")
+
+
+_BLANKS = re.compile(r"[\r\n\t]|  ")

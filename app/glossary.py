@@ -208,6 +208,20 @@ TERMS: dict[str, Term] = {
         "about a text than those that are active everywhere.",
     ),
     "label": Term(name="label", meaning="What a feature is called, and whether a person or a program says so."),
+    "run": Term(
+        name="run",
+        meaning="One SAE's training, or the making of its index on one corpus. A stopped one that goes on is the same.",
+    ),
+    "loss": Term(
+        name="loss",
+        meaning="What training makes small: the squared error over the variance of the batch, and what the "
+        "architecture adds to it for sparsity. Averaged over the steps since the point before.",
+    ),
+    "dead_in_training": Term(
+        name="dead in training",
+        meaning="The share of features that were active on none of the tokens trained on last: a 64th of the whole "
+        "run, unless --dead-after-tokens says otherwise. Of them, some are active somewhere on the indexed corpus.",
+    ),
     "vector": Term(
         name="vector",
         meaning="The list of numbers that a model holds for one token at one place. Papers call these numbers the "

@@ -3,13 +3,14 @@
 Nothing heavy is imported: torch lives in the worker process that `inference` starts with the first probe.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
-from app import api, compare, embeds, exports, learn, lists, lists_api, pages, patterns, unfurls
+from app import api, compare, embeds, exports, learn, lists, lists_api, pages, patterns, search, unfurls
 from app.body_limit import BodyLimit
 from app.changes import from_this_site
 from app.error_pages import add_error_pages
@@ -29,8 +30,10 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     inference = prober if prober is not None else _model_worker(settings)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(opened: FastAPI) -> AsyncIterator[None]:
+        opened.state.stopping = asyncio.Event()  # ends the streams of events
         yield
+        opened.state.stopping.set()
         await inference.close()
         if own_store is not None:
             own_store.close()
@@ -49,7 +52,7 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.include_router(pages.router)
-    for module in (exports, lists, embeds, unfurls, lists_api):
+    for module in (search, exports, lists, embeds, unfurls, lists_api):
         app.include_router(module.router)
     app.include_router(api.router)
     app.include_router(compare.router)

@@ -27,8 +27,11 @@ from app.pareto import own_corpora, pareto
 from app.pareto_plot import plots
 from app.probing import chosen_index, probe_report, probe_view
 from app.rendering import STATIC, absolute, page, query_without, url
+from app.runs import run_news, run_view, unfinished
+from app.search import PLACES
 from sae_core.errors import SaescopeError
 from sae_core.records import SAESummary
+from sae_core.runs import has_run, list_runs
 
 ORDERS = [
     ("-density", "most frequent"), ("density", "rarest"), ("-max", "strongest"), ("max", "weakest"),
@@ -43,8 +46,10 @@ router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
 
 @router.get("/")
-def home(request: Request, store: StoreDep) -> Response:
-    return page(request, "home.html", saes=store.saes(), json_url="/api/saes")
+def home(request: Request, store: StoreDep, settings: SettingsDep) -> Response:
+    runs = run_news(settings.home, unfinished(list_runs(settings.home)))
+    saes = sorted(store.saes(), key=lambda summary: not summary.indexes)  # those that can be browsed come first
+    return page(request, "home.html", saes=saes, runs=runs, json_url="/api/saes")
 
 
 @router.get("/saes")
@@ -53,7 +58,9 @@ def saes() -> Response:
 
 
 @router.get("/saes/{slug}")
-def sae_page(request: Request, store: StoreDep, points: PointsDep, slug: Slug, query: CorpusParams) -> Response:
+def sae_page(
+    request: Request, store: StoreDep, settings: SettingsDep, points: PointsDep, slug: Slug, query: CorpusParams
+) -> Response:
     summary = store.sae(slug)
     index = chosen_index(summary, corpus=query.corpus)
     found = list(points.points(store, index).values()) if index else []
@@ -65,7 +72,7 @@ def sae_page(request: Request, store: StoreDep, points: PointsDep, slug: Slug, q
         cosines=charts.cosine_chart(cosines) if cosines else None,
         train_command=provenance.train_command(summary.sae),
         index_command=provenance.index_command(index) if index else None,
-        settings_rows=provenance.settings_rows(summary.sae.config),
+        settings_rows=provenance.settings_rows(summary.sae.config), has_run=has_run(settings.home, slug),
         like=like, plots=plots(like) if like else (),
         own=own_corpora(summary, index) if index else None,
         charts_url=url(f"/api/saes/{slug}/charts", corpus=query.corpus),
@@ -83,7 +90,8 @@ def features_page(request: Request, store: StoreDep, slug: Slug, query: FeatureP
         request, "features.html", summary=summary, sae=summary.sae, index=index, has_index=True, query=query,
         corpus=query.corpus, rows=list_rows(found.items, has_bos=index.corpus.prepend_bos), next=found.next, here=here,
         kept=kept, next_url=url(here, **kept, after=found.next),
-        orders=ORDERS, views={view: url(here, **query_without(request, "view"), view=view) for view in ("", "table")},
+        views={view: url(here, **query_without(request, "view"), view=view) for view in ("", "table")},
+        orders=ORDERS, places=PLACES,
         exports={kind: url(f"{here}.{kind}", **selection) for kind in ("csv", "jsonl")},
     )  # fmt: skip
 
@@ -148,6 +156,19 @@ async def _probed(
 @router.get("/probe")
 def probe_any(sae: Annotated[str, Query()], text: Annotated[str, Query(max_length=LONGEST_TEXT)] = "") -> Response:
     return RedirectResponse(url(f"/saes/{sae}/probe", text=text), status_code=303)
+
+
+@router.get("/runs")
+def runs(request: Request, settings: SettingsDep) -> Response:
+    return page(request, "runs.html", runs=run_news(settings.home, list_runs(settings.home)))
+
+
+@router.get("/runs/{run_id}")
+def run_page(
+    request: Request, store: StoreDep, settings: SettingsDep, run_id: str, follow: Annotated[bool, Query()] = False
+) -> Response:
+    view = run_view(store, settings.home, run_id)
+    return page(request, "run.html", view=view, run=view.news.run, follow=follow, json_url=url(f"/api/runs/{run_id}"))
 
 
 @router.get("/glossary")

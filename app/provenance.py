@@ -1,11 +1,13 @@
-"""How an SAE came to be, in a form that can be run again: its training command and its settings."""
+"""How an SAE or a run came to be, in a form that can be run again: its command and its settings."""
 
 import dataclasses
 import shlex
 from collections.abc import Mapping
+from typing import Any
 
-from sae_core.config import TrainConfig
+from sae_core.config import IndexConfig, TrainConfig
 from sae_core.records import IndexInfo, SAEInfo
+from sae_core.runs import Run
 
 ALWAYS_SHOWN = ("model", "layer", "corpus", "d_sae", "k", "tokens", "seed")
 NEVER_SHOWN = ("device", "checkpoint_seconds", "cache_activations")  # change nothing about the SAE
@@ -16,13 +18,19 @@ def train_command(sae: SAEInfo) -> str | None:
     """The command that trains this SAE again; None for one that was not trained here."""
     if not sae.config.get("model") or not sae.config.get("corpus"):
         return None
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    words = ["saescope", "train"]
-    for name in (*ALWAYS_SHOWN, *(name for name in defaults if name not in (*ALWAYS_SHOWN, *NEVER_SHOWN))):
-        value = sae.config.get(name)
-        if value is not None and (name in ALWAYS_SHOWN or value != defaults[name]):
-            words += _option("bos" if name == "prepend_bos" else name, value)
-    return _wrapped(words)
+    return _wrapped(["saescope", "train", *_options(sae.config, TrainConfig, always=ALWAYS_SHOWN)])
+
+
+def run_command(run: Run) -> str | None:
+    """The command that goes on with a run that stopped, and makes one that has ended again; None if it is not known."""
+    if not run.config.get("corpus"):
+        return None
+    if run.kind == "training":
+        options = _options(run.config, TrainConfig, always=ALWAYS_SHOWN)
+        return _wrapped(["saescope", "train", *options, "--slug", run.slug])
+    part = ["--shard", run.shard] if run.shard else []
+    options = _options(run.config, IndexConfig, always=("corpus",), never=("slug", *NEVER_SHOWN))
+    return _wrapped(["saescope", "index", run.slug, *options, *part])
 
 
 def index_command(index: IndexInfo) -> str:
@@ -37,6 +45,23 @@ def index_command(index: IndexInfo) -> str:
 def settings_rows(config: Mapping[str, object]) -> list[tuple[str, str]]:
     """The saved configuration as name and value, for a table."""
     return [(name, _shown(value)) for name, value in config.items() if value is not None]
+
+
+def _options(
+    config: Mapping[str, Any],
+    kind: type[TrainConfig] | type[IndexConfig],
+    *,
+    always: tuple[str, ...],
+    never: tuple[str, ...] = NEVER_SHOWN,
+) -> list[str]:
+    """The options that make this configuration: those that are always said, and what differs from the defaults."""
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    words = []
+    for name in (*always, *(name for name in defaults if name not in (*always, *never))):
+        value = config.get(name)
+        if value is not None and (name in always or value != defaults[name]):
+            words += _option("bos" if name == "prepend_bos" else name, value)
+    return words
 
 
 def _option(name: str, value: object) -> list[str]:

@@ -4,6 +4,7 @@ Pages call `page()`; templates find `url`, `static_url`, the number formats and 
 """
 
 import hashlib
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +14,7 @@ from urllib.parse import quote, urlencode
 from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -21,7 +22,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from app import charts, numbers
-from app.examples import SIGNS, with_signs
+from app.examples import SIGNS, TokenView, with_signs
 from app.glossary import TERMS
 
 HERE = Path(__file__).resolve().parent
@@ -75,6 +76,7 @@ def make_environment(*, version: str, read_only: bool = True, glossary: str = "/
     for name in ("number", "signed", "count", "approximate", "percent", "percent_signed", "one_in", "duration", "date"):
         environment.filters[name] = getattr(numbers, name)
     environment.filters.update(visible=visible_token, line_parts=line_parts, json_data=json_data, decimals=decimals)
+    environment.filters.update(token_spans=token_spans)
     return environment
 
 
@@ -95,6 +97,27 @@ def line_parts(token: str) -> list[str]:
     part, with a sign for the break, and what follows the break stands beside it."""
     *ended, rest = token.replace("\r", "").split("\n")
     return [*(part + "↵" for part in ended), rest] if ended else [rest]
+
+
+def token_spans(views: Iterable[TokenView]) -> Markup:
+    """Coloured tokens, each a span: for `_tokens.html` alone. A page has thousands, and Jinja would take ten times as
+    long to print them."""
+    spans = []
+    for view in views:
+        text = _escaped(view.text)
+        classes = f' class="{found}"' if (found := view.classes) else ""
+        original = "" if view.original is None else f' data-t="{_escaped(view.original)}"'
+        value = ""
+        if view.step:
+            shown = view.shown_activation
+            value = f' data-v="{shown}" title="{text} · id {view.token_id} · activation {shown}"'
+        spans.append(f'<span{classes} data-i="{view.token_id}"{value}{original}>{text}</span>')
+    return Markup("".join(spans))
+
+
+@lru_cache(maxsize=1 << 16)
+def _escaped(text: str) -> str:
+    return str(escape(text))
 
 
 def decimals(value: float, digits: int) -> str:

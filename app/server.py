@@ -3,7 +3,15 @@
 import errno
 import socket as sockets
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import uvicorn
+from fastapi import FastAPI
+
+from app.main import create_app
 from app.settings import Settings
 from sae_core.errors import BusyError, ConfigError
 
@@ -38,16 +46,47 @@ def listen(settings: Settings) -> sockets.socket:
     return socket
 
 
+class Server(uvicorn.Server):
+    """Uvicorn, which tells streams of events to end before it waits for open answers."""
+
+    def __init__(self, app: FastAPI) -> None:
+        super().__init__(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=3))
+        self._app = app
+
+    async def shutdown(self, sockets: list[sockets.socket] | None = None) -> None:
+        self._app.state.stopping.set()
+        await super().shutdown(sockets)
+
+
 def serve(settings: Settings, *, socket: sockets.socket) -> None:
     """Serves the dashboard on `socket` until it is stopped."""
-    import uvicorn
+    server = Server(create_app(settings))
+    _say(f"saescope is at {address(socket)}  (Ctrl-C stops it)")
+    server.run(sockets=[socket])
 
-    from app.main import create_app
 
-    app = create_app(settings)
+@contextmanager
+def serving(settings: Settings, *, socket: sockets.socket) -> Iterator[threading.Thread]:
+    """Serves on `socket` beside what this process does, in a thread, until the end of the block."""
+    server = Server(create_app(settings))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, name="saescope-server")
+    try:
+        thread.start()
+        while thread.is_alive() and not server.started:  # so that it is there, and imports nothing beside us
+            time.sleep(0.01)
+        _say(f"saescope is at {address(socket)}  (Ctrl-C stops it)")
+        yield thread
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def address(socket: sockets.socket) -> str:
+    """Where a browser finds what listens on `socket`."""
     host, port = socket.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    sys.stdout.write(f"saescope is at http://{shown}:{port}  (Ctrl-C stops it)\n")
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
-    config = uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=3)
-    uvicorn.Server(config).run(sockets=[socket])

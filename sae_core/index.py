@@ -22,6 +22,9 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -50,9 +53,11 @@ from sae_core.evaluate import (
 )
 from sae_core.feature_records import feature_records
 from sae_core.firings import Firings
-from sae_core.index_folder import IndexFolder, Shard
+from sae_core.index_folder import IndexFolder, Shard, held
+from sae_core.progress import progress_bar
 from sae_core.ranks import take_gpu
-from sae_core.records import IndexInfo, IndexRecords, SAEInfo
+from sae_core.records import IndexInfo, IndexRecords, PackedFeature, SAEInfo
+from sae_core.run_log import RunFiles, RunLog, recorded
 from sae_core.sae import WEIGHTS_FILE
 from sae_core.train import trained
 
@@ -131,34 +136,56 @@ class Collection:
         self.seconds += other.seconds
 
 
-def build_index(sae_info: SAEInfo, config: IndexConfig, *, home: Path) -> IndexRecords | None:
+def build_index(
+    sae_info: SAEInfo, config: IndexConfig, *, home: Path, keep: Callable[[IndexRecords], object] = lambda records: None
+) -> IndexRecords | None:
     """The index of an SAE on a corpus, going on where an earlier call stopped; None if it was asked to stop.
 
-    Raises BusyError if another process indexes this SAE, and what loading the model and reading the corpus raise.
+    `keep` stores the records; the job is over when it has. Raises BusyError if another process indexes this SAE, and
+    what loading the model and reading the corpus raise.
     """
-    job = _Job(sae_info, config, home=home, shard=None)
-    with job.folder.held():
-        collection = job.gathered()
-        return None if collection is None else job.records(collection)
+    with _begun(config, None, home=home) as log:
+        job = _Job(sae_info, config, home=home, shard=None)
+        collection = job.gathered(log)
+        if collection is None:
+            return None
+        records = job.records(collection)
+        keep(records)
+        return records
 
 
 def index_shard(sae_info: SAEInfo, config: IndexConfig, shard: Shard, *, home: Path) -> bool:
     """Gathers one shard of the contexts into a file for `merge_shards`; False if it was asked to stop."""
-    job = _Job(sae_info, config, home=home, shard=shard)
-    with job.folder.held():
-        return job.gathered() is not None
+    with _begun(config, shard, home=home) as log:
+        return _Job(sae_info, config, home=home, shard=shard).gathered(log) is not None
 
 
-def merge_shards(sae_info: SAEInfo, config: IndexConfig, *, home: Path) -> IndexRecords:
-    """The index that one process would have made, from what all shards gathered.
+def merge_shards(
+    sae_info: SAEInfo, config: IndexConfig, *, home: Path, keep: Callable[[IndexRecords], object] = lambda records: None
+) -> IndexRecords:
+    """The index that one process would have made, from what all shards gathered; `keep` stores it.
 
     Raises ConfigError if a shard is missing, unfinished, or of another text.
     """
-    job = _Job(sae_info, config, home=home, shard=None)
-    with job.folder.held():
+    with _begun(config, None, home=home):
+        job = _Job(sae_info, config, home=home, shard=None)
         records = job.records(job.merged())
+        keep(records)
         job.folder.remove_parts()
         return records
+
+
+@contextmanager
+def _begun(config: IndexConfig, shard: Shard | None, *, home: Path) -> Iterator[RunLog]:
+    """Holds the SAE's folder and keeps the log of the run."""
+    corpus = config.name or corpus_name(config.corpus)
+    part = (shard.number, shard.count) if shard else None
+    files = RunFiles.of_index(home, slug=config.slug, corpus=corpus, shard=part)
+    with (
+        held(home, slug=config.slug, shard=shard),
+        recorded([files], kind="indexing", corpus=corpus, config=asdict(config)) as log,
+    ):
+        yield log
 
 
 class _Job:
@@ -183,12 +210,14 @@ class _Job:
         )
         self.contexts = read_contexts(self.subject, config, scratch=home)
 
-    def gathered(self) -> Collection | None:
+    def gathered(self, log: RunLog) -> Collection | None:
         """The whole pass, or the shard's; None if it was asked to stop, with a checkpoint."""
         first, last = 0, len(self.contexts)
         if self.shard is not None:
             first, last = self.shard.contexts(len(self.contexts), batch_contexts=self.config.batch_contexts)
         collection = self._begun(first, last)
+        if collection.done > first:
+            log.note(f"goes on from context {collection.done:,} of {last:,}")
         started = saved = time.monotonic()
         before = collection.seconds
 
@@ -206,7 +235,10 @@ class _Job:
             )
             collection.done = done
             self._save(collection)
-        return collection if collection.done >= last else None
+        if collection.done >= last:
+            return collection
+        log.stop()
+        return None
 
     def merged(self) -> Collection:
         """What all shards gathered, together."""
@@ -244,14 +276,17 @@ class _Job:
         return IndexRecords(
             info=info,
             contexts=evidence.context_records(collection.firings, contexts),
-            features=feature_records(
-                subject,
-                contexts,
-                firings=collection.firings,
-                coactivation=collection.coactivation,
-                n_tokens=info.corpus.n_tokens,
-                config=config,
-                created_at=info.created_at,
+            features=_counted(
+                feature_records(
+                    subject,
+                    contexts,
+                    firings=collection.firings,
+                    coactivation=collection.coactivation,
+                    n_tokens=info.corpus.n_tokens,
+                    config=config,
+                    created_at=info.created_at,
+                ),
+                total=collection.firings.d_sae,
             ),
             examples=evidence.example_records(collection.firings, contexts),
         )
@@ -278,6 +313,14 @@ class _Job:
 
     def _save(self, collection: Collection) -> None:
         self.folder.save(collection.state(self.contexts.fingerprint(collection.done)))
+
+
+def _counted(features: Iterator[PackedFeature], *, total: int) -> Iterator[PackedFeature]:
+    """The same, with a progress bar for whoever stores them."""
+    with progress_bar(total=total, what="storing", unit=" features") as bar:
+        for feature in features:
+            yield feature
+            bar.update(1)
 
 
 def main(argv: list[str] | None = None) -> int:

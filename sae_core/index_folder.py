@@ -1,6 +1,7 @@
 """The folder in which one SAE is indexed, `indexes/{slug}`: who is at work, and how far each corpus has been read.
 
 lock                           held while an index is made; `holder.json` beside it says by whom
+run-{corpus}.jsonl, progress-{corpus}.json   what happened and how far it is, for those who look (`run_log`)
 {corpus}-{digest}/state.pt     what was gathered, a checkpoint every minute; kept when the index is done, so that
                                indexing again on more text goes on from there
 {corpus}-{digest}/part-{i}-of-{n}.pt   the same of one shard of the contexts, until all are merged
@@ -57,8 +58,29 @@ class Shard:
         return min(first, n_contexts), min(last, n_contexts)
 
 
+@contextmanager
+def held(home: Path, *, slug: str, shard: Shard | None) -> Iterator[None]:
+    """Raises BusyError if another process indexes this SAE, or this shard of it, with which."""
+    folder = home / "indexes" / slug
+    lock = FileLock(folder / f"{_LOCK}{_suffix(shard)}", timeout=0)
+    holder = folder / f"holder{_suffix(shard)}.json"
+    try:
+        with saving(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+    except Timeout as error:
+        raise BusyError(_said(holder, slug)) from error
+    try:
+        with saving(folder):
+            holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}))
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
 class IndexFolder:
-    """The files of one SAE on one corpus."""
+    """What is gathered from one SAE on one corpus."""
 
     def __init__(self, home: Path, *, slug: str, corpus: str, settings: dict[str, Any], shard: Shard | None) -> None:
         """`settings` is what decides the outcome beside the text: what was gathered with others is left alone."""
@@ -66,28 +88,9 @@ class IndexFolder:
         digest = hashlib.sha256(json.dumps([corpus, settings], sort_keys=True).encode()).hexdigest()[:12]
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", corpus)[:40].strip(".-") or "corpus"
         self.path = self._sae / f"{name}-{digest}"
-        self._suffix = f"-{shard.number}-of-{shard.count}" if shard else ""
-        self._file = self.path / (f"part{self._suffix}.pt" if shard else _STATE)
+        self._file = self.path / (f"part{_suffix(shard)}.pt" if shard else _STATE)
         with saving(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Raises BusyError if another process holds it, with which."""
-        lock = FileLock(self._sae / f"{_LOCK}{self._suffix}", timeout=0)
-        holder = self._sae / f"holder{self._suffix}.json"
-        try:
-            with saving(self._sae):
-                lock.acquire()
-        except Timeout as error:
-            raise BusyError(_said(holder, self._sae.name)) from error
-        try:
-            with saving(self._sae):
-                holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}))
-            yield
-        finally:
-            holder.unlink(missing_ok=True)
-            lock.release()
 
     def save(self, state: dict[str, Any]) -> None:
         """Writes what was gathered, whole or not at all."""
@@ -135,6 +138,10 @@ class IndexFolder:
         """Removes what shards have left, once it is merged and stored."""
         for path in self.path.glob("part-*"):
             path.unlink(missing_ok=True)
+
+
+def _suffix(shard: Shard | None) -> str:
+    return f"-{shard.number}-of-{shard.count}" if shard else ""
 
 
 def _loaded(path: Path) -> dict[str, Any] | None:

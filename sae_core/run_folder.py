@@ -2,6 +2,7 @@
 
 config.json                     written first; once anything is trained another one under the same name is refused
 metrics.jsonl                   a line every few seconds; a run that goes on drops those behind its checkpoint
+run.jsonl, progress.json        what happened and how far it is, for those who look (`run_log`)
 checkpoint-{tokens}.pt          the newest two while training; with sharded features one per rank, `-rank{i}of{n}`
 sae.safetensors, sae.json       when done; the checkpoints are gone then
 """
@@ -25,11 +26,10 @@ from sae_core.disk import saving
 from sae_core.errors import ConfigError, WeightsError
 from sae_core.fit import StepMetrics, Trainee
 from sae_core.memory import is_out_of_memory
+from sae_core.run_log import CONFIG_FILE, METRICS_FILE, measured
 from sae_core.sae import SAE, SHAPE_FILE, WEIGHTS_FILE
 
-CONFIG_FILE = "config.json"
-METRICS_FILE = "metrics.jsonl"
-_METRICS_SECONDS = 5.0
+_METRICS_SECONDS = 2.0
 _KEPT_CHECKPOINTS = 2
 # What torch and `restore` raise for a file that is cut short or holds something else.
 _DAMAGE = (
@@ -85,9 +85,10 @@ class RunFolder:
         if metrics is None:
             return ""
         line = {**asdict(metrics), "seconds": seconds}
+        at = round(time.time(), 3)
         with saving(self.path), (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({name: _rounded(value) for name, value in line.items()}) + "\n")
-        return f"FVU {metrics.fvu:.3f}  L0 {metrics.l0:.1f}  dead {metrics.dead_share:.1%}"
+            file.write(json.dumps({**{name: _rounded(value) for name, value in line.items()}, "at": at}) + "\n")
+        return measured(fvu=metrics.fvu, l0=metrics.l0, dead_share=metrics.dead_share)
 
     def save_checkpoint(self, trainee: Trainee, place: Place) -> None:
         """Writes the trainee's state, whole or not at all, and removes all but the newest checkpoints."""

@@ -197,8 +197,9 @@ _SAME_FEATURE = sa.and_(
 
 def _is_confident(feature_index: Any, least: float, *, sae_id: int) -> Any:
     """The feature has an automatic label with at least this confidence."""
-    own = (labels.c.sae_id == sae_id, labels.c.feature_index == feature_index, labels.c.kind == "automatic")
-    return sa.exists().where(*own, labels.c.score >= least)
+    its = labels.alias("its_label")  # a list by confidence has another row of labels
+    own = (its.c.sae_id == sae_id, its.c.feature_index == feature_index, its.c.kind == "automatic")
+    return sa.exists().where(*own, its.c.score >= least)
 
 
 def feature_number(q: str | None) -> int | None:

@@ -38,7 +38,8 @@ from sae_core.model import LanguageModel, choose_device, load_model, load_outlin
 from sae_core.progress import StopRequest, progress_bar, say, stop_request
 from sae_core.ranks import MODES, Ranks, joined_ranks, spoken_by_first
 from sae_core.records import ModelInfo, SAEInfo
-from sae_core.run_folder import CONFIG_FILE, RunFolder
+from sae_core.run_folder import RunFolder
+from sae_core.run_log import CONFIG_FILE, RunFiles, RunLog, recorded
 from sae_core.sae import WEIGHTS_FILE
 from sae_core.tokens import Framing, TokenContext, check_corpus, framing, iter_contexts, shuffled
 
@@ -76,11 +77,17 @@ def train_together(configs: dict[str, TrainConfig], *, runs: Path, shard: str = 
     if not pending:
         info = load_outline(config.model, dtype=config.dtype).info
         return [_info(folders[slug].path, own, info) for slug, own in configs.items()]
-    with _said_plainly(ranks), closing(_Source(list(pending.values()), device, runs=runs, ranks=ranks)) as source:
+    files = [RunFiles(folders[slug].path) for slug in pending] if ranks.is_first else []
+    with (
+        recorded(files, kind="training", together=list(pending), processes=ranks.size) as log,
+        _said_plainly(ranks),
+        closing(_Source(list(pending.values()), device, runs=runs, ranks=ranks)) as source,
+    ):
         trainees = [_Run(folders[slug], _trainee(own, source.info, device, ranks)) for slug, own in pending.items()]
         with stop_request() as stop:
-            _run(trainees, source, stop=stop, ranks=ranks)
+            _run(trainees, source, stop=stop, ranks=ranks, log=log)
         if not all(run.trainee.is_done for run in trainees):
+            log.stop()
             return None
         for run in trainees:
             whole = run.trainee.finished()
@@ -201,7 +208,7 @@ def _trainee(config: TrainConfig, info: ModelInfo, device: torch.device, ranks: 
     return Trainee(config, d_in=info.d_model, d_out=d_out, device=device, ranks=ranks)
 
 
-def _run(runs: Sequence[_Run], source: _Source, *, stop: StopRequest, ranks: Ranks) -> None:
+def _run(runs: Sequence[_Run], source: _Source, *, stop: StopRequest, ranks: Ranks, log: RunLog) -> None:
     """Steps until all tokens are seen or a stop is asked for; leaves checkpoints unless all are done."""
     config = source.config
     places = [run.folder.load_checkpoint(run.trainee) or Place() for run in runs]
@@ -210,6 +217,8 @@ def _run(runs: Sequence[_Run], source: _Source, *, stop: StopRequest, ranks: Ran
     place = min(places, key=lambda place: place.n_batches)
     total = source.n_batches * config.batch_tokens
     done = min(run.trainee.n_tokens for run in runs)
+    if done:
+        log.note(f"goes on from {done:,} tokens")
     saved_at = time.monotonic()
     is_saved = True
     measured = ""
@@ -219,6 +228,7 @@ def _run(runs: Sequence[_Run], source: _Source, *, stop: StopRequest, ranks: Ran
         for run in runs:
             if ranks.is_first or ranks.shards_features:
                 run.folder.save_checkpoint(run.trainee, place)
+        log.note(f"checkpoint at {min(run.trainee.n_tokens for run in runs):,} tokens")
 
     with progress_bar(total=total, done=done, what=what, is_shown=ranks.is_first) as bar:
         watch = Watch(lambda: stop.was_made, lambda text: say(bar, text or measured))

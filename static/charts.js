@@ -1,7 +1,7 @@
 // Puts Plotly's charts in place of the drawn ones, in the page's own colours; a point leads to its feature.
 
 const section = document.querySelector("[data-charts]");
-const shown = [];
+export const shown = []; // [place, figure] of each chart, once it is drawn
 
 // The colours as the browser resolves them; a custom property alone would still say light-dark(…).
 function colour(name) {
@@ -29,7 +29,11 @@ function coloured(layout) {
 }
 
 function draw(place, figure) {
-  const data = figure.data.map((trace) => ({ ...trace, marker: { ...trace.marker, color: colour(trace.type === "bar" ? "--line-strong" : "--cool") } }));
+  const data = figure.data.map((trace) => ({
+    ...trace,
+    marker: { ...trace.marker, color: colour(trace.type === "bar" ? "--line-strong" : "--cool") },
+    line: { ...trace.line, color: colour("--cool") },
+  }));
   return Plotly.react(place, data, coloured(figure.layout), { displayModeBar: false, responsive: true });
 }
 
@@ -51,7 +55,7 @@ async function start() {
   }
 }
 
-const redraw = () => shown.forEach(([place, figure]) => draw(place, figure));
+export const redraw = () => shown.forEach(([place, figure]) => draw(place, figure));
 document.addEventListener("themechange", redraw);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-if (section) start();
+export const ready = section ? start() : Promise.resolve();

@@ -1,6 +1,7 @@
 """A dashboard over the factories' store, with a stand-in for the model."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
@@ -27,8 +28,8 @@ def prober() -> FakeProber:
 
 
 @pytest.fixture
-def app(store: Store, prober: FakeProber) -> FastAPI:
-    return create_app(Settings(max_body_bytes=20_000), store=store, prober=prober)
+def app(store: Store, prober: FakeProber, tmp_path: Path) -> FastAPI:
+    return create_app(Settings(home=tmp_path, max_body_bytes=20_000), store=store, prober=prober)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import urljoin
 
 import pytest
@@ -33,8 +34,12 @@ PAGES = [
     "/saes/demo/probe",
     "/saes/demo/probe?text=the+%3Cscript%3Ealert(1)%3C/script%3E+%E4%B8%AD&feature=3&token=2",
     "/saes/unindexed/probe?text=the+king",
+    "/runs",
     "/saes/demo/features/0/embed?parts=tokens&parts=histogram&theme=dark&height=300",
     "/lists",
+    "/search",
+    "/search?q=wife",
+    "/search?q=zzz&within=label",
     "/compare",
     "/compare?a=demo/0",
     "/compare?a=demo/0&b=demo/1",
@@ -151,7 +156,7 @@ def test_home_of_an_empty_store_says_what_to_run(tmp_path: object) -> None:
     from app.main import create_app
     from app.settings import Settings
 
-    with TestClient(create_app(Settings(database_url=f"sqlite:///{tmp_path}/x.db"), prober=FakeProber())) as client:
+    with TestClient(create_app(Settings(home=Path(str(tmp_path))), prober=FakeProber())) as client:
         page = client.get("/").text
     assert "make demo" in page
     assert "saescope train --model" in page
@@ -283,6 +288,29 @@ def test_an_export_of_what_cannot_be_is_refused_and_a_cell_is_no_formula(client:
         " =",
         -1.5,
     ]
+
+
+def test_home_has_what_can_be_browsed_first(client: TestClient) -> None:
+    page = client.get("/").text
+    assert page.index(">demo</a>") < page.index(">unindexed</a>")
+    assert page.index("<option>demo") < page.index("<option>unindexed")
+    assert page.count("Not indexed yet") == 1
+
+
+def test_a_search_over_all_saes_has_the_first_of_each(client: TestClient, store: Store) -> None:
+    page, twin = client.get("/search?q=wife").text, client.get("/api/search?q=wife").json()
+    (found,) = twin["items"]  # the other SAE is not indexed
+    expected = [row.feature.feature_index for row in store.features("demo", q="wife", limit=5).items]
+    called_so = client.get("/api/search?q=sea").json()["items"][0]["items"]
+    assert "sea" in called_so[0]["feature"]["label"]["text"] and len(called_so) == 5
+    assert (found["slug"], found["corpus"], found["more"]) == ("demo", "poems", True)
+    assert [item["feature"]["feature_index"] for item in found["items"]] == expected
+    assert [int(number) for number in re.findall(r"data-row>#(\d+)<", page)] == expected
+    assert 'href="/saes/demo/features?q=wife"' in page
+    assert client.get("/api/search?q=spouse&within=label").json()["items"][0]["more"] is False
+    assert client.get("/api/search?q=zzz").json() == client.get("/api/search").json() == {"items": []}
+    assert "No feature of any SAE matches" in client.get("/search?q=zzz").text
+    assert client.get("/search?q=" + "x" * 201).status_code == 422
 
 
 def test_search_shows_what_it_looked_for(client: TestClient) -> None:

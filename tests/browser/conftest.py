@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
 from app.main import create_app
+from app.server import Server
 from app.settings import Settings
 from tests.app.fake_prober import FakeProber
 from tests.factories import make_store
@@ -25,12 +25,18 @@ SYSTEM_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chro
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of the dashboard; a test may begin runs in it, and removes them."""
+    return tmp_path_factory.mktemp("browser")
+
+
+@pytest.fixture(scope="session")
+def server(home: Path) -> Iterator[str]:
     """The address of a dashboard over the factories' store, with a stand-in for the model."""
-    store = make_store(f"sqlite:///{tmp_path_factory.mktemp('browser')}/saescope.db")
-    app = create_app(Settings(), store=store, prober=FakeProber())
+    store = make_store(f"sqlite:///{home}/saescope.db")
+    app = create_app(Settings(home=home), store=store, prober=FakeProber())
     listening = socket.create_server(("127.0.0.1", 0))
-    running = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    running = Server(app)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
     thread.start()
     while not running.started:

@@ -15,11 +15,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-import uvicorn
 from playwright.sync_api import sync_playwright
 
 from app.demo import SLUG
 from app.main import create_app
+from app.server import Server
 from app.settings import Settings
 from sae_core.store import Store
 from tests.browser.conftest import FLAGS, browser_executable
@@ -52,6 +52,7 @@ def main() -> None:
         "features": f"{here}/features",
         "feature": f"{here}/features/{arguments.feature}",
         "probe": f"{here}/probe?text={quote(TEXT)}",
+        "run": f"/runs/{SLUG}",
         "compare": f"/compare?a={SLUG}/{arguments.feature}&b={SLUG}/{arguments.other}",
         "learn": "/learn",
         "glossary": "/glossary",
@@ -86,7 +87,7 @@ def main() -> None:
 def served(settings: Settings) -> Iterator[str]:
     """The address of the dashboard over the settings' own database, on a free port."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning"))
+    server = Server(create_app(settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     while not server.started:

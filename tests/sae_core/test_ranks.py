@@ -264,6 +264,8 @@ def test_stopped_then_robbed_of_a_process_a_job_ends_with_the_same_weights(
     assert sorted(path.name for path in run.iterdir()) == [
         "config.json",
         "metrics.jsonl",
+        "progress.json",
+        "run.jsonl",
         "sae.json",
         "sae.safetensors",
     ]

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import json
 import os
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -375,6 +376,7 @@ def test_a_line_of_metrics_is_json_and_a_few_words(folder: RunFolder) -> None:
     (line,) = metrics_of(folder.path)
     assert said == "FVU 0.123  L0 2.0  dead 25.0%"
     assert line.pop("seconds") >= 0
+    assert abs(line.pop("at") - time.time()) < 60
     assert line == {"tokens": 64, "fvu": 0.123457, "l0": 2.0, "dead_share": 0.25, "loss": 0.5}
     assert folder.write_metrics(None) == ""
     assert len(metrics_of(folder.path)) == 1

@@ -922,6 +922,9 @@ def test_an_automatic_label_of_a_new_index_is_found_in_the_other_ones(store: Sto
 def test_features_by_the_confidence_of_their_label(demo_store: Store) -> None:
     assert [row.feature.feature_index for row in walk(demo_store, min_confidence=0.5, sort="index")] == [1, 2]
     assert [row.feature.feature_index for row in walk(demo_store, min_confidence=0.6)] == [1]
+    for sort in SORTS + LABEL_SORTS:
+        found = [row.feature.feature_index for row in walk(demo_store, min_confidence=0.5, sort=sort)]
+        assert sorted(found) == [1, 2], sort
     assert [row.feature.feature_index for row in walk(demo_store, q="ship", within="label", min_confidence=0.6)] == [1]
     assert walk(demo_store, min_confidence=0.9) == []
 
@@ -969,6 +972,30 @@ def test_a_page_is_one_range_of_an_index(demo_store: Store, sort: store_pages.So
             connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
             plan = [row[0] for row in connection.exec_driver_sql(f"EXPLAIN {sql}")]
             assert any("Index Scan" in line for line in plan) and not any("Sort" in line for line in plan)
+
+
+def test_pages_read_only_the_rows_that_they_show(tmp_path: Path) -> None:
+    """SQLite chooses its plans without looking at the data, so few rows tell what it does with many."""
+    store = make_store(f"sqlite:///{tmp_path}/plans.db")
+    asked: list[tuple[str, Any]] = []
+
+    @sa.event.listens_for(store._database._engine, "before_cursor_execute")
+    def note(_connection: object, _cursor: object, statement: str, parameters: Any, *_rest: object) -> None:
+        if statement.startswith("SELECT"):
+            asked.append((statement, parameters))
+
+    store.feature("demo", 7)
+    for sort in SORTS + LABEL_SORTS:
+        store.features("demo", sort=sort, min_confidence=0.1)
+    store.features("demo", q="wife")
+    small = ("SCAN indexes", "SCAN CONSTANT ROW", "SCAN feature_search", "SCAN anon_1")
+    with sqlite3.connect(tmp_path / "plans.db") as connection:
+        for statement, parameters in asked:
+            for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters):
+                assert not row[-1].startswith("SCAN") or row[-1].startswith(small), statement
+                if row[-1].startswith(("SEARCH labels", "SEARCH its_label")) and "AS sorted_by" not in statement:
+                    assert "feature_index=?" in row[-1], statement
+    store.close()
 
 
 @pytest.mark.parametrize(

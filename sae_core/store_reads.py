@@ -1,0 +1,177 @@
+"""The queries that read: rows by the names that readers use, and records made of them.
+
+Each is a function of an open connection. The store (`store`) gives them one transaction, so that what a page shows is
+one moment of the database.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+
+import sqlalchemy as sa
+
+from sae_core.errors import NotFoundError
+from sae_core.records import Example, Feature, Label, Vocabulary
+from sae_core.schema import contexts, corpora, examples, features, indexes, labels, models, saes
+from sae_core.search_terms import clean_text
+from sae_core.store_pages import LARGEST_INTEGER
+from sae_core.store_rows import (
+    PackedExample,
+    example_record,
+    feature_record,
+    label_record,
+    named_features,
+    unpacked_examples,
+)
+
+IN_CHUNK = 1000  # parameters of one query; SQLite takes 32,766
+
+SAES = sa.select(
+    saes,
+    models.c.model_name,
+    models.c.revision,
+    models.c.architecture.label("model_architecture"),
+    models.c.n_layers,
+    models.c.d_model,
+    models.c.vocabulary_sha256,
+).join(models)
+
+INDEXES = (
+    sa.select(
+        indexes,
+        *(column for column in corpora.c if column.name != "corpus_id"),
+        saes.c.slug,
+        saes.c.d_sae,
+        models.c.model_id,
+        models.c.vocabulary_sha256,
+    )
+    .select_from(indexes)
+    .join(corpora)
+    .join(saes)
+    .join(models)
+    .order_by(indexes.c.created_at.desc(), indexes.c.index_id.desc())
+)
+
+# Made once: to put a query together costs SQLAlchemy more than to run it.
+_SAE_OF = SAES.where(saes.c.slug == sa.bindparam("slug"))
+INDEXES_OF = INDEXES.where(saes.c.slug == sa.bindparam("slug"))
+VOCABULARY_OF = sa.select(models.c.vocabulary, models.c.special_ids).where(
+    models.c.model_id == sa.bindparam("model_id")
+)
+_some: sa.BindParameter[list[int]] = sa.bindparam("some", expanding=True)
+_FEATURES_OF = (
+    sa.select(features)
+    .where(features.c.index_id == sa.bindparam("index_id"), features.c.feature_index.in_(_some))
+    .order_by(features.c.feature_index)
+)
+# Not in any order: to have them sorted, SQLite would read all of an SAE's labels from the index by score.
+_LABELS_OF = sa.select(labels).where(labels.c.sae_id == sa.bindparam("sae_id"), labels.c.feature_index.in_(_some))
+_EXAMPLES_OF = sa.select(examples.c.feature_index, examples.c.packed).where(
+    examples.c.index_id == sa.bindparam("index_id"), examples.c.feature_index.in_(_some)
+)
+_CONTEXTS_OF = sa.select(contexts).where(
+    contexts.c.corpus_id == sa.bindparam("corpus_id"), contexts.c.context_id.in_(_some)
+)
+_here: sa.BindParameter[int] = sa.bindparam("feature_index")
+_alive = sa.select(features.c.feature_index).where(
+    features.c.index_id == sa.bindparam("index_id"), features.c.density > 0
+)
+NEIGHBOURS_OF = sa.select(
+    _alive.where(features.c.feature_index < _here)
+    .order_by(features.c.feature_index.desc())
+    .limit(1)
+    .scalar_subquery()
+    .label("previous"),
+    _alive.where(features.c.feature_index > _here)
+    .order_by(features.c.feature_index)
+    .limit(1)
+    .scalar_subquery()
+    .label("following"),
+)
+
+
+def sae_row_of(connection: sa.Connection, slug: str) -> sa.RowMapping:
+    row = connection.execute(_SAE_OF, {"slug": clean_text(slug)}).mappings().one_or_none()
+    if row is None:
+        raise NotFoundError(f'There is no SAE "{slug}"; check the spelling, or make one with `saescope train`.')
+    return row
+
+
+def index_row_of(connection: sa.Connection, slug: str, *, corpus: str | None) -> sa.RowMapping:
+    rows = connection.execute(INDEXES_OF, {"slug": clean_text(slug)}).mappings().all()
+    if not rows:
+        sae_row_of(connection, slug)
+        raise NotFoundError(f'The SAE "{slug}" is not indexed yet; run `saescope index {slug} --corpus …`.')
+    for row in rows:
+        if corpus is None or row["name"] == corpus:
+            return row
+    known = ", ".join(f'"{row["name"]}"' for row in rows)
+    raise NotFoundError(
+        f'The SAE "{slug}" is indexed on {known}, not on "{corpus}"; run `saescope index {slug} --corpus …`.'
+    )
+
+
+def unknown_feature(index: sa.RowMapping, feature_index: int) -> NotFoundError:
+    last = index["d_sae"] - 1
+    return NotFoundError(f'The SAE "{index["slug"]}" has no feature {feature_index}; its features are 0 to {last}.')
+
+
+def feature_rows_of(connection: sa.Connection, index_id: int, feature_indexes: Collection[int]) -> list[sa.RowMapping]:
+    rows: list[sa.RowMapping] = []
+    for some in _chunked(feature_indexes):
+        rows.extend(connection.execute(_FEATURES_OF, {"index_id": index_id, "some": some}).mappings())
+    return rows
+
+
+def feature_records_of(
+    connection: sa.Connection, rows: Sequence[sa.RowMapping], *, index: sa.RowMapping, vocabulary: Vocabulary
+) -> list[Feature]:
+    """With their labels and those of the features that they name."""
+    named = {row["feature_index"] for row in rows}.union(*(named_features(row) for row in rows))
+    found = labels_of(connection, index["sae_id"], named)
+    return [feature_record(row, vocabulary=vocabulary, labels=found) for row in rows]
+
+
+def labels_of(connection: sa.Connection, sae_id: int, feature_indexes: Collection[int]) -> dict[int, Label]:
+    """The one that is shown: a person's before an automatic one."""
+    found: dict[int, Label] = {}
+    for some in _chunked(feature_indexes):
+        for row in connection.execute(_LABELS_OF, {"sae_id": sae_id, "some": some}).mappings():
+            if row["kind"] == "human" or row["feature_index"] not in found:
+                found[row["feature_index"]] = label_record(row)
+    return found
+
+
+def all_labels_of(connection: sa.Connection, sae_id: int, feature_index: int) -> tuple[Label, ...]:
+    """Of one feature, the one that is shown first."""
+    rows = connection.execute(_LABELS_OF, {"sae_id": sae_id, "some": [feature_index]}).mappings()
+    return tuple(sorted(map(label_record, rows), key=lambda label: label.kind, reverse=True))  # "human" first
+
+
+def examples_of(
+    connection: sa.Connection,
+    index: sa.RowMapping,
+    feature_indexes: Collection[int],
+    *,
+    vocabulary: Vocabulary,
+    n_top: int | None = None,
+) -> dict[int, list[Example]]:
+    """The examples of these features by band and rank; with `n_top` only the first so many of the top band."""
+    packed: list[PackedExample] = []
+    for some in _chunked(feature_indexes):
+        for row in connection.execute(_EXAMPLES_OF, {"index_id": index["index_id"], "some": some}):
+            packed += unpacked_examples(row.feature_index, row.packed, n_top=n_top)
+    its_contexts: dict[int, sa.RowMapping] = {}
+    for some in _chunked({example.context_id for example in packed}):
+        rows = connection.execute(_CONTEXTS_OF, {"corpus_id": index["corpus_id"], "some": some}).mappings()
+        its_contexts.update((row["context_id"], row) for row in rows)
+    found: dict[int, list[Example]] = {}
+    for example in packed:
+        shown = example_record(example, its_contexts[example.context_id], vocabulary=vocabulary)
+        found.setdefault(example.feature_index, []).append(shown)
+    return found
+
+
+def _chunked(feature_indexes: Collection[int]) -> Iterator[list[int]]:
+    """The possible ones among them, in order, in lists that fit a query."""
+    possible = sorted({number for number in feature_indexes if 0 <= number <= LARGEST_INTEGER})
+    for start in range(0, len(possible), IN_CHUNK):
+        yield possible[start : start + IN_CHUNK]

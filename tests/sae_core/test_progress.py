@@ -1,0 +1,65 @@
+"""Ctrl-C: heard wherever it falls."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from pathlib import Path
+
+import pytest
+
+from sae_core.progress import interrupts_heard
+
+
+class Thing:
+    pass
+
+
+def test_a_ctrl_c_that_falls_into_a_callback_is_made_again() -> None:
+    def callback(_: object) -> None:
+        raise KeyboardInterrupt
+
+    thing = Thing()
+    reference = weakref.ref(thing, callback)
+    with pytest.raises(KeyboardInterrupt), interrupts_heard():
+        del thing
+        time.sleep(5)
+    assert reference() is None
+
+
+def test_other_errors_of_callbacks_are_told_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    def callback(_: object) -> None:
+        raise ValueError("told")
+
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: told.append(str(dropped.exc_value)))
+    before = sys.unraisablehook
+    thing = Thing()
+    reference = weakref.ref(thing, callback)
+    with interrupts_heard():
+        del thing
+    assert told == ["told"] and reference() is None
+    assert sys.unraisablehook is before
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_modules_are_imported_ends_the_command(tmp_path: Path) -> None:
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from app import cli; print('here', flush=True)\n"
+        "sys.exit(cli.main(['train', '--model', 'demo', '--layer', '3', '--corpus', 'python-docs']))\n"
+    )
+    environment = {**os.environ, "SAESCOPE_HOME": str(tmp_path)}
+    for wait in (0.05, 0.2, 0.4, 0.8):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None and process.stdout.readline() == "here\n"
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 130, said
+        assert "Traceback" not in said
