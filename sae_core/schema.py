@@ -213,8 +213,9 @@ for dialect, statement in (
     (
         "postgresql",
         "ALTER TABLE feature_texts ADD COLUMN terms tsvector GENERATED ALWAYS AS ("
-        "setweight(to_tsvector('simple', label), 'A') || setweight(to_tsvector('simple', promotes), 'B') || "
-        "setweight(to_tsvector('simple', fires_on), 'C') || setweight(to_tsvector('simple', examples), 'D')) STORED",
+        "to_tsvector('simple', label || ' t ' || promotes || ' t ' || fires_on || ' t ' || examples || "
+        "replace(' ' || label, ' t', ' a') || replace(' ' || promotes, ' t', ' b') || "
+        "replace(' ' || fires_on, ' t', ' c') || replace(' ' || examples, ' t', ' d'))) STORED",
     ),
     ("postgresql", "CREATE INDEX feature_texts_terms ON feature_texts USING gin (terms)"),
 ):

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 FIELDS = ("label", "promotes", "fires_on", "examples")  # in which a search can look
-_WEIGHTS = dict(zip(FIELDS, "ABCD", strict=True))  # PostgreSQL's names for them
+_LETTERS = dict(zip(FIELDS, "abcd", strict=True))
 LONGEST_TERM = 64  # characters; what is longer is cut, in texts and in searches
 # Thai, Lao, Tibetan, Burmese, Hangul, Khmer, Japanese, Chinese: found character by character.
 _SPACELESS = (
@@ -68,20 +68,17 @@ def fts5_query(wanted: Sequence[Phrase], field: str | None) -> str:
 
 
 def ts_query(wanted: Sequence[Phrase], field: str | None) -> str:
-    """The search in the language of PostgreSQL's full text."""
-    weight = "" if field is None else _WEIGHTS[field]
-    return " & ".join(
-        "(" + " <-> ".join((*_weighted(phrase.terms[:-1], weight), _last(phrase, weight))) + ")" for phrase in wanted
-    )
+    """The search in the language of PostgreSQL's full text.
 
-
-def _weighted(some: Sequence[str], weight: str) -> list[str]:
-    return [f"{term}:{weight}" if weight else term for term in some]
-
-
-def _last(phrase: Phrase, weight: str) -> str:
-    marks = "*" * phrase.is_open + weight
-    return phrase.terms[-1] + (f":{marks}" if marks else "")
+    There each term stands twice: as it is, and with its field's letter in place of the "t". PostgreSQL knows how
+    frequent each is, and would not know it of a term in one field only.
+    """
+    first = "t" if field is None else _LETTERS[field]
+    found = []
+    for phrase in wanted:
+        own = [first + term[1:] for term in phrase.terms]
+        found.append(f"({' <-> '.join(own)}{':*' * phrase.is_open})")
+    return " & ".join(found)
 
 
 @lru_cache(maxsize=1 << 16)
