@@ -56,11 +56,14 @@ def test_the_card_and_the_json_say_what_was_measured() -> None:
         "bytes_an_example": 50.0,
         "page_p50_ms": 1.0,
         "page_p95_ms": 2,
+        "list_p50_ms": 3.0,
+        "searches_p50_ms": {"a word": 4.0},
     }
     planted = {"sqlite": {"small": page}}
     wide = {"d_sae": 9, "entries": 8, "collected_s": 7.0, "examples": 6, "examples_s": 5.0, "peak_gib": 4.0}
     text = index.card([result], wide, planted)
     assert "1.20 x the floor" in text and "saescope is 40 x as fast" in text and "100 bytes an example" in text
+    assert "a list 3.0 ms" in text and "searches, ms: a word 4.0" in text
     found = json.loads(json.dumps(index.as_json([result], wide, planted)))
     assert (found["bench"], found["ours"], found["floor"], found["peers"]) == ("index", 12, 10, {"saedashboard": 480})
     assert found["quality"] == {"features_wrong": [0]}
