@@ -25,7 +25,7 @@ install: .venv/.installed ## Only install, into .venv: then .venv/bin/saescope -
 
 .PHONY: test
 test: .venv/.installed-dev browser ## Run all tests, on SQLite, PostgreSQL and Chromium; installs what is missing
-	@$(python) -m pytest
+	@$(python) -m pytest -n auto --dist loadfile
 
 .PHONY: test-fast
 test-fast: .venv/.installed-dev ## Run the tests that need no browser, no PostgreSQL and no patience

@@ -1,5 +1,6 @@
 """`benchmarks/web.py` on little: it serves a planted database, asks for every kind of page, and adds up what it saw."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from benchmarks import store, web
 @pytest.mark.slow
 def test_every_kind_of_page_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "CONTEXTS", 200)
-    found = web.measured(f"sqlite:///{tmp_path}/planted.db", "sqlite", 60, 10)
+    with ThreadPoolExecutor(1) as pool:  # the browser tests leave a loop in this thread that runs
+        found = pool.submit(web.measured, f"sqlite:///{tmp_path}/planted.db", "sqlite", 60, 10).result()
     assert list(found["pages"]) == list(web.pages(60))
     for page in found["pages"].values():
         assert 0 < page["p50_ms"] <= page["p95_ms"] <= page["p99_ms"]

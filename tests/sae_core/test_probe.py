@@ -70,9 +70,11 @@ def test_features_of_the_text_are_the_maxima_over_its_tokens(prober: Prober) -> 
 
 
 def test_a_probe_of_an_examples_own_text_gives_its_activations(prober: Prober, info: SAEInfo, tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
     for number, text in enumerate(TEXTS):
-        (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
-    config = IndexConfig(slug="random", corpus=(str(tmp_path),), tokens=None, context_size=512)
+        (texts / f"{number}.txt").write_text(text, encoding="utf-8")
+    config = IndexConfig(slug="random", corpus=(str(texts),), tokens=None, context_size=512)
     records = build_index(info, config, home=tmp_path / "home")
     assert records is not None
     pieces = vocabulary(prober.model.tokenizer).tokens
