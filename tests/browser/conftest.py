@@ -47,8 +47,9 @@ def server(home: Path) -> Iterator[str]:
     store.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Closed with each file: while it is open a loop runs in this thread, and other tests could not run their own."""
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(
             executable_path=browser_executable(playwright.chromium.executable_path), args=FLAGS
