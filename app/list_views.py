@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter
 
 from app.examples import LineView, one_line
-from app.exports import harmless, joined_tokens
+from app.feature_files import harmless, joined_tokens
 from app.rendering import url
 from sae_core.records import FeatureList, ListItem, SAEInfo
 

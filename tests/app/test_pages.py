@@ -14,7 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.examples import example_groups
-from app.exports import harmless
+from app.feature_files import harmless
 from sae_core.records import TOP_BAND, IndexMetrics
 from sae_core.store import Store
 from tests.app.fake_prober import FakeProber
