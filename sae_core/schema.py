@@ -117,7 +117,7 @@ contexts = Table(
     Column("corpus_id", ForeignKey("corpora.corpus_id", ondelete="CASCADE"), primary_key=True),
     Column("context_id", Integer, primary_key=True),
     Column("source", Text, nullable=False),
-    Column("token_ids", LargeBinary, nullable=False),  # uint32
+    Column("token_ids", LargeBinary, nullable=False),  # uint32, or uint16 behind a byte (`stored_token_ids`)
 )
 
 indexes = Table(
