@@ -1,0 +1,107 @@
+"""Files as other tools publish SAEs, written by hand from their layouts, with the slow, obvious formula of each.
+
+Each `…_files(folder)` writes one and returns what it computes: a function of model_acts (N, D_IN) that gives
+feature_acts (N, D_SAE) and sae_out, dense, written from that tool's own code and not from ours.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+D_IN, D_SAE, D_OUT, K = 32, 96, 32, 6
+
+Computes = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def tensors(*, seed: int = 0, d_in: int = D_IN, d_sae: int = D_SAE, d_out: int = D_OUT) -> dict[str, Tensor]:
+    """Weights with nothing at an initial value and decoder rows of any norm, so that no term can be forgotten."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return {
+        "W_enc": draw(d_in, d_sae) / d_in**0.5,
+        "W_dec": draw(d_sae, d_out) / d_out**0.5 * (0.5 + torch.rand(d_sae, 1, generator=generator)),
+        "b_enc": 0.3 * draw(d_sae),
+        "b_dec": 0.3 * draw(d_out),
+        "threshold": 0.5 * torch.rand(d_sae, generator=generator),
+        "b_gate": 0.3 * draw(d_sae),
+        "b_mag": 0.3 * draw(d_sae),
+        "r_mag": 0.3 * draw(d_sae),
+        "W_skip": 0.2 * draw(d_out, d_in),
+    }
+
+
+def model_acts(n: int = 64, *, seed: int = 7) -> Tensor:
+    return 1.5 * torch.randn(n, D_IN, generator=torch.Generator().manual_seed(seed)) + 0.5
+
+
+def top_k(pre_acts: Tensor, k: int) -> Tensor:
+    """ReLU of the k largest of each row."""
+    kept = pre_acts.topk(k, dim=1)
+    return torch.zeros_like(pre_acts).scatter(1, kept.indices, kept.values.relu())
+
+
+def saelens_files(folder: Path, kind: str, *, config: dict[str, Any] | None = None, seed: int = 0) -> Computes:
+    """SAELens 6. `config` changes or adds settings."""
+    t = tensors(seed=seed)
+    settings: dict[str, Any] = {
+        "architecture": kind,
+        "d_in": D_IN,
+        "d_sae": D_SAE,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": "transcoder" not in kind,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "sae_lens_version": "6.54.12",
+            "model_name": "tiny",
+            "hook_name": "blocks.1.hook_mlp_in" if "transcoder" in kind else "blocks.1.hook_resid_post",
+            "hook_name_out": "blocks.1.hook_mlp_out",
+            "context_size": 64,
+            "prepend_bos": True,
+        },
+    }
+    settings |= {"k": K, "rescale_acts_by_decoder_norm": False} if kind == "topk" else {}
+    settings |= {"d_out": D_OUT} if "transcoder" in kind else {}
+    settings |= config or {}
+    names = ["W_enc", "W_dec", "b_dec", *(("b_gate", "b_mag", "r_mag") if kind == "gated" else ("b_enc",))]
+    names += ["threshold"] if "jumprelu" in kind else []
+    names += ["W_skip"] if "skip" in kind else []
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: t[name] for name in names}, folder / "sae_weights.safetensors")
+    (folder / "cfg.json").write_text(json.dumps(settings))
+
+    def computes(x: Tensor) -> tuple[Tensor, Tensor]:
+        sae_in, scale, offset = x, torch.ones(len(x), 1), torch.zeros(len(x), 1)
+        if settings["normalize_activations"] == "layer_norm":
+            offset = x.mean(dim=1, keepdim=True)
+            scale = (x - offset).std(dim=1, keepdim=True)
+            sae_in = (x - offset) / (scale + 1e-5)
+        elif settings["normalize_activations"] == "constant_norm_rescale":
+            scale = x.norm(dim=1, keepdim=True) / D_IN**0.5
+            sae_in = x / scale
+        sae_in = sae_in - t["b_dec"] if settings["apply_b_dec_to_input"] else sae_in
+        if kind == "gated":
+            gate = sae_in @ t["W_enc"] + t["b_gate"]
+            acts = (gate > 0) * (sae_in @ (t["W_enc"] * t["r_mag"].exp()) + t["b_mag"]).relu()
+            return acts, (acts @ t["W_dec"] + t["b_dec"]) * scale + offset
+        pre_acts = sae_in @ t["W_enc"] + t["b_enc"]
+        W_dec = t["W_dec"]
+        if settings.get("rescale_acts_by_decoder_norm"):
+            norms = W_dec.norm(dim=1)
+            pre_acts, W_dec = pre_acts * norms, W_dec / norms.unsqueeze(1)
+        acts = top_k(pre_acts, K) if kind == "topk" else pre_acts.relu()
+        acts = acts * (pre_acts > t["threshold"]) if "jumprelu" in kind else acts
+        sae_out = acts @ W_dec + t["b_dec"]
+        sae_out = sae_out if "transcoder" in kind else sae_out * scale + offset
+        return acts, sae_out + x @ t["W_skip"].T if "skip" in kind else sae_out
+
+    return computes
