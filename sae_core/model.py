@@ -355,7 +355,7 @@ def _info(model_name: str, source: str, config: Any, module: nn.Module) -> Model
     text_config = config.get_text_config()
     return ModelInfo(
         model_name=model_name,
-        revision=getattr(config, "_commit_hash", None) or _folder_fingerprint(Path(source)),
+        revision=_folder_fingerprint(Path(source)) if Path(source).is_dir() else _commit(source, config),
         architecture=type(module).__name__,
         n_layers=text_config.num_hidden_layers,
         d_model=text_config.hidden_size,
@@ -436,9 +436,9 @@ def _model_errors(model_name: str) -> Iterator[None]:
     except Exception as error:  # damaged files make tokenizers and safetensors raise plain Exceptions
         chain = list(_causes(error))
         if any(isinstance(cause, GatedRepoError) for cause in chain):
-            sentence = "is gated: accept its licence on its hub page, then run `hf auth login`"
+            sentence = "is gated: accept its licence on its hub page, then run `hf auth login` (or set HF_TOKEN)"
         elif any(isinstance(cause, RepositoryNotFoundError) for cause in chain):
-            sentence = "is not on the hub (or is private): check the name, or run `hf auth login`"
+            sentence = "is not on the hub (or is private): check the name, or run `hf auth login` (or set HF_TOKEN)"
         elif isinstance(error, torch.OutOfMemoryError):
             sentence = "does not fit into the device's memory: use --dtype bfloat16 or --device cpu"
         elif "trust_remote_code" in str(error):
@@ -458,6 +458,16 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _commit(source: str, config: Any) -> str:
+    """The commit of a hub's model: as the configuration knows it, or as the hub's cache has filed it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if commit := getattr(config, "_commit_hash", None):
+        return str(commit)
+    kept = try_to_load_from_cache(source, "config.json")  # …/snapshots/COMMIT/config.json
+    return Path(kept).parent.name if isinstance(kept, str) else "unknown"
 
 
 def _folder_fingerprint(folder: Path) -> str:
