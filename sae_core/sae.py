@@ -13,6 +13,7 @@ What each keeps:
     batchtopk   the k · N largest of a batch of N tokens; in use, those    Bussmann et al. 2412.06410
                 above one threshold that gives k on average
     matryoshka  the same, its features trained in nested groups            Bussmann et al. 2503.17547
+    groupmax    the largest of each of k groups of features, if positive   EleutherAI/sparsify
 
 Where the paper reads model_acts without subtracting b_dec (relu, jumprelu), and in a transcoder, whose b_dec lives in
 another space than its inputs, nothing is subtracted. A transcoder reads one hook point and predicts another
@@ -332,6 +333,27 @@ ARCHITECTURES: dict[str, type[SAE]] = {
 }
 
 
+class GroupMaxSAE(SAE):
+    """The largest pre-activation of each of k groups of neighbouring features, if positive: sparsify's, read only."""
+
+    architecture = "groupmax"
+    features_compete = True
+    _ROWS: ClassVar[int] = 1024  # whose pre-activations are made at a time
+
+    def _select(self, x: Tensor) -> SparseCode:
+        size = self.d_sae // self.k
+        starts = torch.arange(0, self.d_sae, size, device=x.device)
+        largest = [
+            (rows @ self.W_enc + self.b_enc).unflatten(1, (self.k, size)).max(dim=2)
+            for rows in torch.split(x, self._ROWS)
+        ]
+        indices = torch.cat([found.indices + starts for found in largest])  # (N, k)
+        return SparseCode.of_rows(indices, torch.cat([found.values for found in largest]), d_sae=self.d_sae)
+
+
+# What is read and never trained here.
+_FOREIGN: dict[str, type[SAE]] = {GroupMaxSAE.architecture: GroupMaxSAE}
+
 # Tensors that not every SAE has, and their shapes.
 _OPTIONAL: dict[str, Callable[[SAE], tuple[int, ...]]] = {
     "W_skip": lambda sae: (sae.d_out, sae.d_in),
@@ -346,7 +368,7 @@ def sae_of(shape: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SAE:
     """
     d_in, d_sae, k = (int(shape[name]) for name in ("d_in", "d_sae", "k"))
     with torch.device("meta"):
-        sae = ARCHITECTURES[shape["architecture"]](d_in, d_sae, k, d_out=shape.get("d_out"))
+        sae = (ARCHITECTURES | _FOREIGN)[shape["architecture"]](d_in, d_sae, k, d_out=shape.get("d_out"))
     sae.subtracts_b_dec = bool(shape.get("subtracts_b_dec", sae.subtracts_b_dec))
     sae.input_norm = shape.get("input_norm", "none")
     if not 1 <= k <= d_sae or sae.input_norm not in INPUT_NORMS:

@@ -4,6 +4,7 @@ Each `…_files(folder)` writes one and returns what it computes: a function of 
 feature_acts (N, D_SAE) and sae_out, dense, written from that tool's own code and not from ours.
 """
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
+from sae_core.sae import SAE
 
 D_IN, D_SAE, D_OUT, K = 32, 96, 32, 6
 
@@ -46,6 +49,17 @@ def top_k(pre_acts: Tensor, k: int) -> Tensor:
     """ReLU of the k largest of each row."""
     kept = pre_acts.topk(k, dim=1)
     return torch.zeros_like(pre_acts).scatter(1, kept.indices, kept.values.relu())
+
+
+def agrees(sae: SAE, computes: Computes) -> None:
+    """Checks that the SAE computes this, and that it is something."""
+    x = model_acts()
+    feature_acts, sae_out = computes(x)
+    code = sae.encode(x)
+    assert 0 < int((feature_acts > 0).sum()) < feature_acts.numel()
+    torch.testing.assert_close(code.dense(), feature_acts, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sae.decode(code), sae_out, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sae(x), sae_out, atol=1e-5, rtol=1e-5)
 
 
 def saelens_files(folder: Path, kind: str, *, config: dict[str, Any] | None = None, seed: int = 0) -> Computes:
@@ -103,5 +117,103 @@ def saelens_files(folder: Path, kind: str, *, config: dict[str, Any] | None = No
         sae_out = acts @ W_dec + t["b_dec"]
         sae_out = sae_out if "transcoder" in kind else sae_out * scale + offset
         return acts, sae_out + x @ t["W_skip"].T if "skip" in kind else sae_out
+
+    return computes
+
+
+def sparsify_files(folder: Path, *, config: dict[str, Any] | None = None, seed: int = 0) -> Computes:
+    """sparsify 1.3. `num_latents` is 0, as it writes by default."""
+    t = tensors(seed=seed)
+    settings: dict[str, Any] = {
+        "activation": "topk",
+        "expansion_factor": D_SAE // D_IN,
+        "normalize_decoder": True,
+        "num_latents": 0,
+        "k": K,
+        "multi_topk": False,
+        "skip_connection": False,
+        "transcode": False,
+        "d_in": D_IN,
+        **(config or {}),
+    }
+    found = {"encoder.weight": t["W_enc"].T, "encoder.bias": t["b_enc"], "W_dec": t["W_dec"], "b_dec": t["b_dec"]}
+    found |= {"W_skip": t["W_skip"]} if settings["skip_connection"] else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in found.items()}, folder / "sae.safetensors")
+    (folder / "cfg.json").write_text(json.dumps(settings))
+
+    def computes(x: Tensor) -> tuple[Tensor, Tensor]:
+        pre_acts = ((x if settings["transcode"] else x - t["b_dec"]) @ t["W_enc"] + t["b_enc"]).relu()
+        if settings["activation"] == "groupmax":
+            acts = torch.zeros_like(pre_acts)
+            for row, group in itertools.product(range(len(x)), range(K)):
+                features = range(group * D_SAE // K, (group + 1) * D_SAE // K)
+                best = max(features, key=lambda feature: float(pre_acts[row, feature]))
+                acts[row, best] = pre_acts[row, best]
+        else:
+            acts = top_k(pre_acts, K)
+        sae_out = acts @ t["W_dec"] + t["b_dec"]
+        return acts, sae_out + x @ t["W_skip"].T if settings["skip_connection"] else sae_out
+
+    return computes
+
+
+DICTIONARIES = (
+    "AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE",
+    "JumpReluAutoEncoder",
+)  # fmt: skip
+
+
+def dictionary_files(folder: Path, dict_class: str, *, threshold: float = 0.4, seed: int = 0) -> Computes:
+    """dictionary_learning 0.1. `threshold` is BatchTopK's."""
+    t = tensors(seed=seed)
+    linear = {"encoder.weight": t["W_enc"].T, "decoder.weight": t["W_dec"].T}
+    top = {"b_dec": t["b_dec"], "k": torch.tensor(K, dtype=torch.int32), "threshold": torch.tensor(threshold)}
+    found = {
+        "AutoEncoder": {**linear, "encoder.bias": t["b_enc"], "bias": t["b_dec"]},
+        "AutoEncoderNew": {**linear, "encoder.bias": t["b_enc"], "decoder.bias": t["b_dec"]},
+        "GatedAutoEncoder": {
+            **linear, "decoder_bias": t["b_dec"], "r_mag": t["r_mag"], "gate_bias": t["b_gate"], "mag_bias": t["b_mag"]
+        },
+        "AutoEncoderTopK": {**linear, "encoder.bias": t["b_enc"], **top},
+        "BatchTopKSAE": {**linear, "encoder.bias": t["b_enc"], **top},
+        "MatryoshkaBatchTopKSAE": {
+            "W_enc": t["W_enc"], "W_dec": t["W_dec"], "b_enc": t["b_enc"], **top,
+            "group_sizes": torch.tensor([D_SAE // 4, D_SAE // 4, D_SAE // 2]),
+        },
+        "JumpReluAutoEncoder": {name: t[name] for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")},
+    }[dict_class]  # fmt: skip
+    trainer: dict[str, Any] = {
+        "dict_class": dict_class,
+        "activation_dim": D_IN,
+        "dict_size": D_SAE,
+        "layer": 1,
+        "lm_name": "tiny",
+        "submodule_name": "resid_post_layer_1",
+    }
+    trainer |= {"k": K} if "TopK" in dict_class else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({name: tensor.contiguous() for name, tensor in found.items()}, folder / "ae.pt")
+    (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {"ctx_len": 64}}))
+
+    def computes(x: Tensor) -> tuple[Tensor, Tensor]:
+        W_dec = t["W_dec"]
+        x = x if dict_class in ("AutoEncoderNew", "JumpReluAutoEncoder") else x - t["b_dec"]
+        pre_acts = x @ t["W_enc"] + t["b_enc"]
+        if dict_class == "GatedAutoEncoder":
+            pre_acts = x @ t["W_enc"]
+            acts = (pre_acts + t["b_gate"] > 0) * (t["r_mag"].exp() * pre_acts + t["b_mag"]).relu()
+        elif dict_class == "AutoEncoderTopK":
+            acts = top_k(pre_acts, K)
+        elif "BatchTopK" in dict_class:
+            acts = pre_acts.relu() * (pre_acts.relu() > threshold)
+        elif dict_class == "JumpReluAutoEncoder":
+            acts = (pre_acts * (pre_acts > t["threshold"])).relu()
+        else:
+            acts = pre_acts.relu()
+        if dict_class == "AutoEncoder":  # as its loader folds them
+            norms = W_dec.norm(dim=1)
+            acts, W_dec = acts * norms, W_dec / norms.unsqueeze(1)
+        return acts, acts @ W_dec + t["b_dec"]
 
     return computes

@@ -12,10 +12,10 @@ it; here it gets its name.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sae_core.errors import ConfigError, WeightsError
-from sae_core.formats import saelens
+from sae_core.formats import dictionary_learning, saelens, sparsify
 from sae_core.formats.foreign import ForeignSAE
 from sae_core.formats.source import Source
 
@@ -36,10 +36,22 @@ class Format:
     write: "Callable[[Outgoing, Path], tuple[str, ...]] | None" = None
 
 
+def _format(name: str, title: str, module: Any) -> Format:
+    return Format(
+        name=name,
+        title=title,
+        recognises=module.recognises,
+        read=module.read,
+        write=getattr(module, "write", None),
+    )
+
+
 FORMATS: dict[str, Format] = {
     format.name: format
     for format in (
-        Format(name="saelens", title="SAELens", recognises=saelens.recognises, read=saelens.read, write=saelens.write),
+        _format("saelens", "SAELens", saelens),
+        _format("sparsify", "sparsify", sparsify),
+        _format("dictionary_learning", "dictionary_learning", dictionary_learning),
     )
 }
 

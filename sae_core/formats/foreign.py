@@ -79,6 +79,15 @@ def fold_decoder_norms(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**tensors, **changed, **grown}
 
 
+def with_bias_subtraction(sae: SAE, *, subtracts: bool) -> Tensor:
+    """`b_enc` of the same SAE where `b_dec` is subtracted from the input, or not: what that changes is in the bias."""
+    is_subtracted = sae.encoder_bias is not None
+    if is_subtracted == subtracts:
+        return sae.b_enc
+    change = (sae.b_dec.double() @ sae.W_enc.double()).to(sae.b_enc.dtype)
+    return sae.b_enc + change if subtracts else sae.b_enc - change
+
+
 def in_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
 

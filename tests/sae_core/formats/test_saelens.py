@@ -12,7 +12,7 @@ from sae_core.errors import WeightsError
 from sae_core.formats import recognised, saelens
 from sae_core.formats.foreign import ForeignSAE
 from sae_core.formats.source import Source
-from tests.published import D_IN, D_SAE, Computes, K, model_acts, saelens_files
+from tests.published import D_IN, D_SAE, K, agrees, model_acts, saelens_files
 
 KINDS = (
     "standard", "gated", "jumprelu", "topk", "transcoder", "skip_transcoder", "jumprelu_transcoder",
@@ -26,23 +26,13 @@ def read(folder: Path, **options: Any) -> ForeignSAE:
     return saelens.read(source, **options)
 
 
-def agrees(foreign: ForeignSAE, computes: Computes) -> None:
-    x = model_acts()
-    feature_acts, sae_out = computes(x)
-    code = foreign.sae.encode(x)
-    assert 0 < int((feature_acts > 0).sum()) < feature_acts.numel()
-    torch.testing.assert_close(code.dense(), feature_acts, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(foreign.sae.decode(code), sae_out, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(foreign.sae(x), sae_out, atol=1e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_architecture_computes_what_it_computed(kind: str, tmp_path: Path) -> None:
     computes = saelens_files(tmp_path, kind)
 
     foreign = read(tmp_path)
 
-    agrees(foreign, computes)
+    agrees(foreign.sae, computes)
     is_transcoder = "transcoder" in kind
     assert foreign.hook_name == ("blocks.1.hook_mlp_in" if is_transcoder else "blocks.1.hook_resid_post")
     assert foreign.target_hook_name == "blocks.1.hook_mlp_out"
@@ -70,7 +60,7 @@ def test_every_setting_changes_what_it_changes_there(kind: str, config: dict[str
     plain = saelens_files(tmp_path / "plain", kind)
     computes = saelens_files(tmp_path / "set", kind, config=config)
 
-    agrees(read(tmp_path / "set"), computes)
+    agrees(read(tmp_path / "set").sae, computes)
 
     assert not torch.allclose(plain(model_acts())[0], computes(model_acts())[0])
 
@@ -96,7 +86,7 @@ def test_files_older_than_version_6_have_other_names_for_the_same(tmp_path: Path
 
     foreign = read(tmp_path)
 
-    agrees(foreign, computes)
+    agrees(foreign.sae, computes)
     assert (foreign.hook_name, foreign.k, foreign.prepend_bos) == ("blocks.8.hook_resid_pre", K, False)
 
 
