@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sae_core.dashboards import check_has_weights
 from sae_core.errors import PromptError, PromptTooLongError
 from sae_core.model import LanguageModel, load_model
 from sae_core.records import ActiveFeature, Decomposition, ProbeFeature, ProbeResult, ProbeToken, SAEInfo, TokenPart
@@ -28,6 +29,7 @@ class Prober:
 
     def __init__(self, sae: SAEInfo, *, device: str | None = None, model: LanguageModel | None = None) -> None:
         """`model` shares one that is loaded already. Raises ModelError and WeightsError."""
+        check_has_weights(sae)
         self.info = sae
         self.model = model or load_model(sae.model.model_name, dtype=str(sae.config["dtype"]), device=device)
         self._sae = load_sae(Path(sae.weights_path), device=self.model.device)
