@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.cli_export import EXPORT, EXPORT_EXAMPLES, add_export_arguments, run_export
 from app.cli_import import IMPORT, IMPORT_EXAMPLES, add_import_arguments, run_import
+from app.cli_labels import LABELS, LABELS_EXAMPLES, add_labels_arguments, run_labels
 from app.settings import Settings
 from sae_core.arguments import (
     add_device_argument,
@@ -141,6 +142,9 @@ def make_parser() -> argparse.ArgumentParser:
     exporting = _command(commands, "export", "write features or an SAE into files", EXPORT, EXPORT_EXAMPLES)
     add_export_arguments(exporting)
     exporting.set_defaults(run=run_export_command)
+    labelling = _command(commands, "labels", "write labels into a file, or merge a file's", LABELS, LABELS_EXAMPLES)
+    add_labels_arguments(labelling)
+    labelling.set_defaults(run=run_labels_command)
     _add_db(_command(commands, "db", "check or upgrade the database", DB))
     demo = _command(commands, "demo", "train, index and serve the demo", DEMO)
     _add_address(demo)
@@ -257,6 +261,12 @@ def run_export_command(arguments: argparse.Namespace) -> int:
     """`saescope export`."""
     with closing(_open_store(_settings(arguments))) as store:
         return run_export(arguments, store)
+
+
+def run_labels_command(arguments: argparse.Namespace) -> int:
+    """`saescope labels`."""
+    with closing(_open_store(_settings(arguments))) as store:
+        return run_labels(arguments, store)
 
 
 def run_db(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import gc
 import random
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Self
@@ -36,6 +36,7 @@ from sae_core.records import (
 from sae_core.schema import features, saes
 from sae_core.store_check import problems
 from sae_core.store_engine import Database
+from sae_core.store_labels import Merged, iter_labels, merge_labels
 from sae_core.store_lists import (
     bare_items,
     insert_item,
@@ -125,6 +126,20 @@ class Store:
             sae = sae_row_of(connection, records.info.slug)
             return insert_index(connection, records, sae_id=sae["sae_id"], vocabulary=self._vocabulary(connection, sae))
 
+    def add_dashboard(
+        self, sae: SAEInfo, vocabulary: Vocabulary, records: IndexRecords, labels: Iterable[tuple[int, Label]]
+    ) -> Merged:
+        """An SAE, its index and labels, all or nothing, in place of an older one of that slug, whose labels stay."""
+        with _without_collector(), self._database.writing() as connection:
+            known = connection.execute(SAES.where(saes.c.slug == sae.slug)).mappings().one_or_none()
+            kept = [] if known is None else list(iter_labels(connection, known["sae_id"]))
+            upsert_sae(connection, sae, vocabulary)
+            sae_id = sae_row_of(connection, sae.slug)["sae_id"]
+            insert_index(connection, records, sae_id=sae_id, vocabulary=vocabulary)
+            still = [(feature_index, label) for feature_index, label in kept if feature_index < sae.d_sae]
+            merge_labels(connection, still, sae_id=sae_id, d_sae=sae.d_sae)
+            return merge_labels(connection, labels, sae_id=sae_id, d_sae=sae.d_sae)
+
     def delete_sae(self, slug: str) -> None:
         with self._database.writing() as connection:
             remove_sae(connection, sae_row_of(connection, slug)["sae_id"])
@@ -134,6 +149,17 @@ class Store:
         with self._database.writing() as connection:
             sae = sae_row_of(connection, slug)
             upsert_labels(connection, labels, sae_id=sae["sae_id"], d_sae=sae["d_sae"])
+
+    def merge_labels(self, slug: str, labels: Iterable[tuple[int, Label]]) -> Merged:
+        """Puts labels beside those that are here, by the rules of `store_labels`; all of them or none."""
+        with self._database.writing() as connection:
+            sae = sae_row_of(connection, slug)
+            return merge_labels(connection, labels, sae_id=sae["sae_id"], d_sae=sae["d_sae"])
+
+    def all_labels(self, slug: str) -> list[tuple[int, Label]]:
+        """Every label with its feature, by feature, a person's first."""
+        with self._database.reading() as connection:
+            return list(iter_labels(connection, sae_row_of(connection, slug)["sae_id"]))
 
     def delete_label(self, slug: str, feature_index: int) -> None:
         """Removes a person's label, so that the automatic one, if there is one, is shown again."""

@@ -107,9 +107,9 @@ def test_training_again_and_indexing_again_replace_nothing_they_should_not(
         ({"corpus": "/no/such/file.txt"}, "no file or folder"),
         ({"text_field": "nope"}, "--text-field"),
         ({"device": "cuda:99"}, "--device cpu"),
-        ({"dtype": "int8"}, "int8"),
+        ({"dtype": "float64"}, "float64"),
         ({"slug": "No Good"}, "slug"),
-        ({"context_size": 100_000}, "fewer than one context"),
+        ({"context_size": 20_000}, "fewer than one context"),
     ],
     ids=lambda value: "-".join(f"{k}" for k in value) if isinstance(value, dict) else "",
 )
