@@ -26,7 +26,7 @@ from sae_core.arguments import (
     train_config,
 )
 from sae_core.disk import saving
-from sae_core.errors import ConfigError, SaescopeError
+from sae_core.errors import ConfigError, InputError, SaescopeError
 from sae_core.progress import interrupts_heard, stop_request
 
 if TYPE_CHECKING:
@@ -80,6 +80,12 @@ Measure an SAE on a corpus: one pass of the model finds each feature's density, 
 activations, the tokens it promotes and the features nearest to it. The database shows the index when it is complete.
 Indexing the same SAE on a corpus of the same name again replaces the older index."""
 
+MAP = """\
+Lay out an SAE's features in the plane by their decoder directions, so that those that write alike lie together: its
+map in the dashboard. `saescope index` does it at its end for an SAE that has none; an SAE that was indexed by an older
+saescope gets its map from this command. It needs neither the model nor the weights, and takes seconds for thousands
+of features, minutes for a hundred thousand."""
+
 EVAL = """\
 Measure how good an SAE is on a corpus, in one pass of the model: how well it reconstructs (FVU, explained variance,
 cosine), what the model still predicts with the reconstruction in place (CE losses, CE recovered, KL), and how its
@@ -129,6 +135,10 @@ def make_parser() -> argparse.ArgumentParser:
     _add_comparison(sweeping)
     sweeping.set_defaults(run=run_sweep)
     _add_index(_command(commands, "index", "measure an SAE on a corpus and fill the dashboard", INDEX))
+    mapping = _command(commands, "map", "lay out an SAE's features in the plane", MAP)
+    mapping.add_argument("slug", metavar="SLUG", help="the SAE")
+    mapping.add_argument("--seed", type=int, default=0, metavar="N", help="another number gives another map (0)")
+    mapping.set_defaults(run=run_map)
     _add_eval(_command(commands, "eval", "measure how good an SAE is on a corpus", EVAL))
     importing = _command(commands, "import", "bring in an SAE that was trained elsewhere", IMPORT, IMPORT_EXAMPLES)
     add_import_arguments(importing)
@@ -205,7 +215,17 @@ def run_index(arguments: argparse.Namespace) -> int:
         return _index_shard(config, Shard.parse(arguments.shard), settings=settings)
     if not index_and_add(config, settings=settings, merges=arguments.merge):
         return STOPPED
-    print(f"The index is ready. Next: saescope serve, then open /saes/{arguments.slug}")
+    print(f"The index is ready. Next: saescope serve, then open /saes/{arguments.slug}", flush=True)
+    map_if_missing(arguments.slug, settings=settings)
+    return 0
+
+
+def run_map(arguments: argparse.Namespace) -> int:
+    """`saescope map`."""
+    if not map_and_add(arguments.slug, seed=arguments.seed, settings=_settings(arguments)):
+        print("saescope: stopped; there is no new map.", file=sys.stderr)
+        return STOPPED
+    print(f"The map is ready: /saes/{arguments.slug}/map")
     return 0
 
 
@@ -304,6 +324,8 @@ def run_demo(arguments: argparse.Namespace) -> int:
             if infos is None or not index_and_add(demo.INDEXING, settings=settings):
                 return STOPPED
             print(f"The demo is ready: {here}/saes/{demo.SLUG}  (Ctrl-C stops it)", flush=True)
+            if not map_if_missing(demo.SLUG, settings=settings):
+                return STOPPED
             with stop_request() as stop:
                 while server.is_alive() and not stop.was_made:
                     server.join(0.2)
@@ -351,6 +373,35 @@ def index_and_add(config: "IndexConfig", *, settings: Settings, merges: bool = F
         f"L0 {metrics.l0:.1f}  dead {metrics.dead_share:.1%}{recovered}"
     )
     return True
+
+
+def map_if_missing(slug: str, *, settings: Settings) -> bool:
+    """The last step of an index, after it is there to be read; False if it was stopped, which leaves the rest whole."""
+    with closing(_open_store(settings)) as store:
+        if store.feature_map(slug) is not None:
+            return True
+    try:
+        if map_and_add(slug, settings=settings):
+            return True
+        print(f"saescope: stopped; the index is there, and `saescope map {slug}` makes its map.", file=sys.stderr)
+        return False
+    except InputError as error:  # too few features, or an index without nearest ones: no fault of the index
+        print(f"No map: {error}", file=sys.stderr)
+        return True
+
+
+def map_and_add(slug: str, *, settings: Settings, seed: int = 0) -> bool:
+    """Makes the SAE's map and enters it in the database; False if it was stopped."""
+    from sae_core.feature_map import feature_map
+
+    with closing(_open_store(settings)) as store:
+        try:
+            made = feature_map(store.neighbours(slug), seed=seed)
+        except KeyboardInterrupt:  # before the first step, or asked twice
+            made = None
+        if made is not None:
+            store.add_map(slug, made)
+    return made is not None
 
 
 def _command(

@@ -22,6 +22,7 @@ from app.deps import (
     Slug,
     StoreDep,
 )
+from app.ends import ends
 from app.examples import example_groups, list_rows, unfurled
 from app.pareto import own_corpora, pareto
 from app.pareto_plot import plots
@@ -41,6 +42,7 @@ ORDERS = [
     ("-cosine", "largest encoder·decoder"), ("cosine", "smallest encoder·decoder"), ("index", "number"),
     ("-index", "number, last first"),
 ]  # fmt: skip
+RECENT_LISTS = 5  # on the start page
 MAX_OFFERED_LISTS = 100  # on a feature's page, to add it to: those that changed last
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
@@ -50,7 +52,8 @@ router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 def home(request: Request, store: StoreDep, settings: SettingsDep) -> Response:
     runs = run_news(settings.home, unfinished(list_runs(settings.home)))
     saes = sorted(store.saes(), key=lambda summary: not summary.indexes)  # those that can be browsed come first
-    return page(request, "home.html", saes=saes, runs=runs, json_url="/api/saes")
+    lists = store.lists()[:RECENT_LISTS]
+    return page(request, "home.html", saes=saes, runs=runs, lists=lists, json_url="/api/saes")
 
 
 @router.get("/saes")
@@ -71,6 +74,7 @@ def sae_page(
         request, "sae.html", summary=summary, sae=summary.sae, index=index, has_index=bool(index),
         has_weights=bool(summary.sae.weights_path), corpus=query.corpus,
         density=charts.density_chart(found), heatmap=charts.density_heatmap(found),
+        cosine_heatmap=charts.cosine_heatmap(found), ends=ends(store, index, found) if index else None,
         cosines=charts.cosine_chart(cosines) if cosines else None,
         train_command=provenance.train_command(summary.sae),
         index_command=provenance.index_command(index) if index and summary.sae.weights_path else None,
