@@ -18,6 +18,7 @@ from app.deps import (
     PointsDep,
     ProbeParams,
     ProbeQuery,
+    RunsDep,
     SettingsDep,
     Slug,
     StoreDep,
@@ -33,7 +34,7 @@ from app.search import PLACES
 from sae_core.dashboards import check_has_weights
 from sae_core.errors import SaescopeError, WeightsError
 from sae_core.records import SAESummary
-from sae_core.runs import has_run, list_runs
+from sae_core.runs import has_run
 
 ORDERS = [
     ("-density", "most frequent"), ("density", "rarest"), ("-max", "strongest"), ("max", "weakest"),
@@ -49,8 +50,8 @@ router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
 
 @router.get("/")
-def home(request: Request, store: StoreDep, settings: SettingsDep) -> Response:
-    runs = run_news(settings.home, unfinished(list_runs(settings.home)))
+def home(request: Request, store: StoreDep, settings: SettingsDep, all_runs: RunsDep) -> Response:
+    runs = run_news(settings.home, unfinished(all_runs))
     saes = sorted(store.saes(), key=lambda summary: not summary.indexes)  # those that can be browsed come first
     lists = store.lists()[:RECENT_LISTS]
     return page(request, "home.html", saes=saes, runs=runs, lists=lists, json_url="/api/saes")
@@ -124,7 +125,7 @@ def feature_page(
         kept_width=None if query.width == "short" else query.width,
         detail=detail, feature=detail.feature, chart=charts.activation_chart(detail.feature),
         groups=example_groups(detail.feature, detail.examples, signs=query.breaks, has_bos=has_bos),
-        description=unfurled(detail.feature, detail.examples), permalink=absolute(request, str(request.url.path)),
+        description=unfurled(detail.feature, detail.examples), permalink=absolute(request, here),
         lists=store.lists()[:MAX_OFFERED_LISTS], held=store.lists_with(slug, feature_index), author=author_of(request),
     )  # fmt: skip
 
@@ -172,8 +173,8 @@ def probe_any(sae: Annotated[str, Query()], text: Annotated[str, Query(max_lengt
 
 
 @router.get("/runs")
-def runs(request: Request, settings: SettingsDep) -> Response:
-    return page(request, "runs.html", runs=run_news(settings.home, list_runs(settings.home)))
+def runs(request: Request, settings: SettingsDep, all_runs: RunsDep) -> Response:
+    return page(request, "runs.html", runs=run_news(settings.home, all_runs))
 
 
 @router.get("/runs/{run_id}")

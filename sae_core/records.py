@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from sae_core.access_records import Visibility
 from sae_core.bands import N_BANDS, band_edges
 from sae_core.tokens_text import whole_text
 
@@ -353,6 +354,7 @@ class SAESummary:
 
     sae: SAEInfo
     indexes: tuple[IndexInfo, ...]
+    visibility: Visibility = "public"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
