@@ -10,13 +10,9 @@ from contextlib import asynccontextmanager
 from fastapi import Depends, FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
-<<<<<<< HEAD
 from app import api, compare, embeds, feature_files, learn, lists, lists_api, maps, pages, patterns, search, unfurls
-=======
-from app import api, compare, embeds, feature_files, learn, lists, lists_api, pages, patterns, search, unfurls
 from app.access import pages as access_pages
 from app.access.gate import Gate
->>>>>>> d7ac1042fa87751c09ec7bcc5d05b9ff3af27452
 from app.body_limit import BodyLimit
 from app.deps import check_run
 from app.error_pages import add_error_pages

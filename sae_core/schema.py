@@ -1,10 +1,5 @@
-<<<<<<< HEAD
-"""The tables: models, corpora, contexts, saes, indexes, features, examples, labels, maps, lists. Read and written by
-`store` alone.
-=======
-"""The tables: models, corpora, contexts, saes, indexes, features, examples, labels, lists; and tokens, sessions, audit.
-Read and written by `store` alone.
->>>>>>> d7ac1042fa87751c09ec7bcc5d05b9ff3af27452
+"""The tables: models, corpora, contexts, saes, indexes, features, examples, labels, maps, lists; and tokens, sessions,
+audit. Read and written by `store` alone.
 
     models ──< saes ──< indexes >── corpora ──< contexts
                 │          └──< features, feature_texts, examples
@@ -38,11 +33,7 @@ from sqlalchemy import (
     text,
 )
 
-<<<<<<< HEAD
 REVISION = "0009"  # the newest file of migrations/versions
-=======
-REVISION = "0007"  # the newest file of migrations/versions
->>>>>>> d7ac1042fa87751c09ec7bcc5d05b9ff3af27452
 
 
 class UtcDateTime(TypeDecorator[datetime]):

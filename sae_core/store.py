@@ -12,12 +12,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-<<<<<<< HEAD
 from dataclasses import fields, replace
-=======
-from dataclasses import replace
 from pathlib import Path
->>>>>>> d7ac1042fa87751c09ec7bcc5d05b9ff3af27452
 from typing import Self
 
 import sqlalchemy as sa
