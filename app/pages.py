@@ -31,7 +31,7 @@ from app.rendering import STATIC, absolute, page, query_without, url
 from app.runs import run_news, run_view, unfinished
 from app.search import PLACES
 from sae_core.errors import SaescopeError
-from sae_core.records import SAESummary
+from sae_core.records import IndexInfo, SAESummary
 from sae_core.runs import has_run, list_runs
 
 ORDERS = [
@@ -71,8 +71,7 @@ def sae_page(
     like = pareto(store, summary, index)
     return page(
         request, "sae.html", summary=summary, sae=summary.sae, index=index, has_index=bool(index), corpus=query.corpus,
-        density=charts.density_chart(found), heatmap=charts.density_heatmap(found),
-        cosine_heatmap=charts.cosine_heatmap(found), ends=ends(store, index, found) if index else None,
+        ends=ends(store, index, found) if index else None, **(_drawn(store, points, index) if index else {}),
         cosines=charts.cosine_chart(cosines) if cosines else None,
         train_command=provenance.train_command(summary.sae),
         index_command=provenance.index_command(index) if index else None,
@@ -81,6 +80,14 @@ def sae_page(
         own=own_corpora(summary, index) if index else None,
         charts_url=url(f"/api/saes/{slug}/charts", corpus=query.corpus),
     )  # fmt: skip
+
+
+def _drawn(store: StoreDep, points: PointsDep, index: IndexInfo) -> dict[str, object]:
+    return {
+        "density": points.drawn(store, index, charts.density_chart),
+        "heatmap": points.drawn(store, index, charts.density_heatmap),
+        "cosine_heatmap": points.drawn(store, index, charts.cosine_heatmap),
+    }
 
 
 @router.get("/saes/{slug}/features")
