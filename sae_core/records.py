@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from sae_core.access_records import Visibility
 from sae_core.bands import N_BANDS, band_edges
 from sae_core.tokens_text import whole_text
 
@@ -17,10 +18,14 @@ RANDOM_BAND = N_BANDS + 1  # bands 1..N_BANDS are octaves of activation, the wea
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """One text of a corpus and where it came from (a path, a path with line number, or a data set row)."""
+    """One text of a corpus and where it came from (a path, a path with line number, or a data set row).
+
+    A conversation has `messages` (role, content) and no text: the model's chat template makes one of them (`tokens`).
+    """
 
     text: str
     source: str
+    messages: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -349,6 +354,7 @@ class SAESummary:
 
     sae: SAEInfo
     indexes: tuple[IndexInfo, ...]
+    visibility: Visibility = "public"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

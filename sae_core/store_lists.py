@@ -19,6 +19,7 @@ from sae_core.errors import ConflictError, InputError, NotFoundError
 from sae_core.records import ListItem, ListSummary
 from sae_core.schema import list_items, lists, saes
 from sae_core.search_terms import clean_text
+from sae_core.store_viewer import hidden_slugs
 
 ANONYMOUS = "anonymous"
 MAX_ITEMS = 300  # of a list: about what a page can show
@@ -28,7 +29,13 @@ _ID_LENGTH = 14  # 70 random bits
 
 
 # Made once: to put a query together costs SQLAlchemy more than to run it.
-_COUNTS = sa.select(list_items.c.list_id, sa.func.count().label("n_items")).group_by(list_items.c.list_id).subquery()
+_hidden: sa.BindParameter[list[str]] = sa.bindparam("hidden", expanding=True)
+_COUNTS = (
+    sa.select(list_items.c.list_id, sa.func.count().label("n_items"))
+    .where(list_items.c.slug.not_in(_hidden))
+    .group_by(list_items.c.list_id)
+    .subquery()
+)
 _SUMMARIES = (
     sa.select(lists, sa.func.coalesce(_COUNTS.c.n_items, 0).label("n_items"))
     .select_from(lists.outerjoin(_COUNTS, lists.c.list_id == _COUNTS.c.list_id))
@@ -184,14 +191,15 @@ def list_summaries(
     connection: sa.Connection, *, list_id: str | None = None, holding: tuple[sa.RowMapping, int] | None = None
 ) -> list[ListSummary]:
     """The lists, last changed first: all of them, the one of this id, or those that hold a feature of an SAE's row."""
+    hidden = {"hidden": hidden_slugs(connection)}
     if holding is not None:
         sae, feature_index = holding
-        its = {"slug": sae["slug"], "made": sae["created_at"], "feature_index": feature_index}
+        its = hidden | {"slug": sae["slug"], "made": sae["created_at"], "feature_index": feature_index}
         rows = connection.execute(_SUMMARIES_HOLDING, its).mappings()
     elif list_id is not None:
-        rows = connection.execute(_SUMMARY_OF, {"list_id": clean_text(list_id)}).mappings()
+        rows = connection.execute(_SUMMARY_OF, hidden | {"list_id": clean_text(list_id)}).mappings()
     else:
-        rows = connection.execute(_SUMMARIES).mappings()
+        rows = connection.execute(_SUMMARIES, hidden).mappings()
     return [ListSummary(**row) for row in rows]
 
 
@@ -203,8 +211,10 @@ def one_summary(connection: sa.Connection, list_id: str) -> ListSummary:
 
 
 def bare_items(connection: sa.Connection, list_id: str) -> list[ListItem]:
-    """A list's items in order, with a problem where the SAE is not there, or is another one now; else to be filled."""
-    rows = _item_rows(connection, list_id)
+    """A list's items in order, with a problem where the SAE is not there, or is another one now; else to be filled.
+    Items of SAEs that are hidden from the viewer are left out."""
+    hidden = hidden_slugs(connection)
+    rows = [row for row in _item_rows(connection, list_id) if row["slug"] not in hidden]
     slugs = {row["slug"] for row in rows}
     query = sa.select(saes.c.slug, saes.c.created_at).where(saes.c.slug.in_(slugs))
     made: dict[str, datetime] = {row["slug"]: row["created_at"] for row in connection.execute(query).mappings()}

@@ -120,9 +120,9 @@ def test_a_map_of_nothing_says_what_to_do(capsys: pytest.CaptureFixture[str]) ->
         ({"corpus": "/no/such/file.txt"}, "no file or folder"),
         ({"text_field": "nope"}, "--text-field"),
         ({"device": "cuda:99"}, "--device cpu"),
-        ({"dtype": "int8"}, "int8"),
+        ({"dtype": "float64"}, "float64"),
         ({"slug": "No Good"}, "slug"),
-        ({"context_size": 100_000}, "fewer than one context"),
+        ({"context_size": 20_000}, "fewer than one context"),
     ],
     ids=lambda value: "-".join(f"{k}" for k in value) if isinstance(value, dict) else "",
 )
@@ -170,7 +170,9 @@ def test_a_database_that_cannot_be_reached_is_said(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["index"], ["serve"], ["export"], ["db"], ["demo"]], ids=lambda c: "-".join(c) or "all"
+    "command",
+    [[], ["train"], ["index"], ["serve"], ["export"], ["db"], ["demo"], ["token"], ["visibility"], ["doctor"]],
+    ids=lambda c: "-".join(c) or "all",
 )
 def test_help_reads_on_its_own(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -2,8 +2,8 @@
 
     make screenshots        # or: python -m tests.browser.screenshots [--home DIR] [--out DIR]
 
-Serves the SAE of `saescope demo` (run that first), and the list that changed last, if there is one; with `--only map sae`
-only those pages. Look at the pictures after every change to a page.
+Serves the SAE of `saescope demo` (run that first), and the list that changed last, if there is one. `--only map sae`
+takes only those pages. Look at the pictures after every change to a page.
 """
 
 import argparse
