@@ -85,7 +85,11 @@ def sae(store: StoreDep, slug: Slug, query: CorpusParams) -> SAESummary:
 @router.get("/saes/{slug}/charts", summary="The SAE page's charts as Plotly figures")
 def sae_charts(store: StoreDep, points: PointsDep, slug: Slug, query: CorpusParams) -> dict[str, Any]:
     found = list(points.points(store, store.index(slug, corpus=query.corpus)).values())
-    return {"density": charts.density_figure(found), "scatter": charts.scatter_figure(found)}
+    return {
+        "density": charts.density_figure(found),
+        "scatter": charts.scatter_figure(found),
+        "cosine": charts.cosine_figure(found),
+    }
 
 
 @router.get("/saes/{slug}/features", summary="A page of features")

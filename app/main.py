@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import Depends, FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
-from app import api, compare, embeds, feature_files, learn, lists, lists_api, pages, patterns, search, unfurls
+from app import api, compare, embeds, feature_files, learn, lists, lists_api, maps, pages, patterns, search, unfurls
 from app.access import pages as access_pages
 from app.access.gate import Gate
 from app.body_limit import BodyLimit
@@ -62,7 +62,7 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.add_middleware(Gate, settings=settings)
     app.add_middleware(Watch, settings=settings)  # the last one added is the first that a request meets
     app.include_router(pages.router)
-    for module in (search, feature_files, lists, embeds, unfurls, lists_api):
+    for module in (search, feature_files, maps, lists, embeds, unfurls, lists_api):
         app.include_router(module.router)
     app.include_router(api.router)
     app.include_router(compare.router)

@@ -1,9 +1,9 @@
-"""The tables: models, corpora, contexts, saes, indexes, features, examples, labels, lists; and tokens, sessions, audit.
-Read and written by `store` alone.
+"""The tables: models, corpora, contexts, saes, indexes, features, examples, labels, maps, lists; and tokens, sessions,
+audit. Read and written by `store` alone.
 
     models ──< saes ──< indexes >── corpora ──< contexts
                 │          └──< features, feature_texts, examples
-                └──< labels                                          lists ──< list_items
+                └──< labels, maps                                    lists ──< list_items
 
 Numbers by the hundred are packed, little-endian (`store_rows`), so an example costs tens of bytes. A change here needs
 a new file in `migrations/versions` and its number in `REVISION`; a test compares the two.
@@ -33,7 +33,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0007"  # the newest file of migrations/versions
+REVISION = "0009"  # the newest file of migrations/versions
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -118,7 +118,7 @@ contexts = Table(
     Column("corpus_id", ForeignKey("corpora.corpus_id", ondelete="CASCADE"), primary_key=True),
     Column("context_id", Integer, primary_key=True),
     Column("source", Text, nullable=False),
-    Column("token_ids", LargeBinary, nullable=False),  # uint32
+    Column("token_ids", LargeBinary, nullable=False),  # uint32, or uint16 behind a byte (`stored_token_ids`)
 )
 
 indexes = Table(
@@ -245,6 +245,18 @@ labels = Table(
     Column("created_at", UtcDateTime, nullable=False),
 )
 Index("labels_by_score", labels.c.sae_id, labels.c.kind, labels.c.score, labels.c.feature_index)
+
+# Decoder directions in the plane; they are the SAE's, so its indexes share one.
+maps = Table(
+    "maps",
+    metadata,
+    Column("sae_id", ForeignKey("saes.sae_id", ondelete="CASCADE"), primary_key=True),
+    Column("places", LargeBinary, nullable=False),  # (x uint16, y uint16) of every feature
+    Column("n_neighbours", Integer, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
 
 # What people collect. It outlives the SAEs that it names, so an item holds their slugs and not their rows.
 lists = Table(

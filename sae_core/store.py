@@ -10,9 +10,9 @@ import gc
 import random
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Self
 
@@ -24,14 +24,17 @@ from sae_core.records import (
     Feature,
     FeatureDetail,
     FeatureList,
+    FeatureMap,
     FeaturePage,
     FeaturePoint,
     FeatureRow,
     IndexInfo,
     IndexRecords,
     Label,
+    LabelText,
     ListItem,
     ListSummary,
+    Neighbours,
     SAEInfo,
     SAESummary,
     Vocabulary,
@@ -40,9 +43,11 @@ from sae_core.schema import features, saes
 from sae_core.store_access import Accounts
 from sae_core.store_check import problems
 from sae_core.store_engine import Database
+from sae_core.store_labels import Merged, iter_labels, merge_labels
 from sae_core.store_lists import (
     bare_items,
     insert_item,
+    insert_items,
     insert_list,
     list_summaries,
     move_item,
@@ -53,7 +58,8 @@ from sae_core.store_lists import (
     update_list,
     update_note,
 )
-from sae_core.store_pages import Asked, Sort, cursor_after, feature_number, page_rows
+from sae_core.store_maps import label_texts_of, map_of, neighbours_of, upsert_map
+from sae_core.store_pages import Asked, Sort, cursor_after, feature_number, matching_numbers, page_rows
 from sae_core.store_reads import (
     INDEXES,
     NEIGHBOURS_OF,
@@ -151,6 +157,20 @@ class Store:
             sae = sae_row_of(connection, records.info.slug)
             return insert_index(connection, records, sae_id=sae["sae_id"], vocabulary=self._vocabulary(connection, sae))
 
+    def add_dashboard(
+        self, sae: SAEInfo, vocabulary: Vocabulary, records: IndexRecords, labels: Iterable[tuple[int, Label]]
+    ) -> Merged:
+        """An SAE, its index and labels, all or nothing, in place of an older one of that slug, whose labels stay."""
+        with _without_collector(), self._database.writing() as connection:
+            known = connection.execute(SAES.where(saes.c.slug == sae.slug)).mappings().one_or_none()
+            kept = [] if known is None else list(iter_labels(connection, known["sae_id"]))
+            upsert_sae(connection, sae, vocabulary)
+            sae_id = sae_row_of(connection, sae.slug)["sae_id"]
+            insert_index(connection, records, sae_id=sae_id, vocabulary=vocabulary)
+            still = [(feature_index, label) for feature_index, label in kept if feature_index < sae.d_sae]
+            merge_labels(connection, still, sae_id=sae_id, d_sae=sae.d_sae)
+            return merge_labels(connection, labels, sae_id=sae_id, d_sae=sae.d_sae)
+
     def delete_sae(self, slug: str) -> None:
         with self._database.writing() as connection:
             remove_sae(connection, sae_row_of(connection, slug)["sae_id"])
@@ -169,10 +189,26 @@ class Store:
             sae = sae_row_of(connection, slug)
             upsert_labels(connection, labels, sae_id=sae["sae_id"], d_sae=sae["d_sae"])
 
+    def merge_labels(self, slug: str, labels: Iterable[tuple[int, Label]]) -> Merged:
+        """Puts labels beside those that are here, by the rules of `store_labels`; all of them or none."""
+        with self._database.writing() as connection:
+            sae = sae_row_of(connection, slug)
+            return merge_labels(connection, labels, sae_id=sae["sae_id"], d_sae=sae["d_sae"])
+
+    def all_labels(self, slug: str) -> list[tuple[int, Label]]:
+        """Every label with its feature, by feature, a person's first."""
+        with self._database.reading() as connection:
+            return list(iter_labels(connection, sae_row_of(connection, slug)["sae_id"]))
+
     def delete_label(self, slug: str, feature_index: int) -> None:
         """Removes a person's label, so that the automatic one, if there is one, is shown again."""
         with self._database.writing() as connection:
             remove_label(connection, feature_index, sae_id=sae_row_of(connection, slug)["sae_id"])
+
+    def add_map(self, slug: str, made: FeatureMap) -> None:
+        """Replaces the SAE's map."""
+        with self._database.writing() as connection:
+            upsert_map(connection, made, sae=sae_row_of(connection, slug))
 
     # Lists: `store_lists` says what they promise
 
@@ -239,6 +275,35 @@ class Store:
                 note=note,
                 author=author,
             )
+
+    def add_list_items(
+        self,
+        list_id: str,
+        slug: str,
+        feature_indexes: Sequence[int],
+        *,
+        corpus: str | None = None,
+        note: str = "",
+        author: str = "",
+    ) -> int:
+        """Puts features at the end of a list, in this order; returns how many were not in it already."""
+        with self._database.writing() as connection:
+            index = index_row_of(connection, slug, corpus=corpus)
+            known = {row["feature_index"] for row in feature_rows_of(connection, index["index_id"], feature_indexes)}
+            for feature_index in feature_indexes:
+                if feature_index not in known:
+                    raise unknown_feature(index, feature_index)
+            found = labels_of(connection, index["sae_id"], feature_indexes)
+            new = insert_items(
+                connection,
+                list_id,
+                sae=sae_row_of(connection, slug),
+                labels={number: found[number].text if number in found else None for number in feature_indexes},
+                corpus=corpus,
+                note=note,
+                author=author,
+            )
+            return len(new)
 
     def change_list_note(
         self, list_id: str, item_id: int, *, note: str, author: str = "", version: int | None = None
@@ -363,11 +428,41 @@ class Store:
         """All features, by feature index."""
         with self._database.reading() as connection:
             index = index_row_of(connection, slug, corpus=corpus)
-            query = sa.select(features.c.feature_index, features.c.density, features.c.max_activation)
-            rows = connection.execute(
-                query.where(features.c.index_id == index["index_id"]).order_by(features.c.feature_index)
-            )
-            return [FeaturePoint(feature_index=row[0], density=row[1], max_activation=row[2]) for row in rows]
+            columns = (features.c[field.name] for field in fields(FeaturePoint))
+            query = sa.select(*columns).where(features.c.index_id == index["index_id"])
+            rows = connection.execute(query.order_by(features.c.feature_index))
+            return [
+                FeaturePoint(
+                    feature_index=number, density=density, max_activation=highest, encoder_decoder_cosine=cosine
+                )
+                for number, density, highest, cosine in rows
+            ]
+
+    def neighbours(self, slug: str, *, corpus: str | None = None) -> Neighbours:
+        """What a map is made from."""
+        with self._database.reading() as connection:
+            return neighbours_of(connection, index_row_of(connection, slug, corpus=corpus))
+
+    def feature_map(self, slug: str) -> FeatureMap | None:
+        """None where none was made yet."""
+        with self._database.reading() as connection:
+            return map_of(connection, sae_row_of(connection, slug)["sae_id"])
+
+    def label_texts(self, slug: str) -> list[LabelText]:
+        """What every feature is called that has a label, by feature index."""
+        with self._database.reading() as connection:
+            return label_texts_of(connection, sae_row_of(connection, slug))
+
+    def matching_features(
+        self, slug: str, q: str, *, corpus: str | None = None, within: str | None = None, limit: int
+    ) -> list[int]:
+        """The first of the features that `features` lists for this search, the dead included, densest first."""
+        with self._database.reading() as connection:
+            index = index_row_of(connection, slug, corpus=corpus)
+            number = feature_number(q)
+            if number is not None and feature_rows_of(connection, index["index_id"], [number]):
+                return [number]
+            return matching_numbers(connection, q, within, index_id=index["index_id"], limit=limit)
 
     def random_feature(self, slug: str, *, corpus: str | None = None) -> int:
         """Any alive feature, each as likely as the next. Reads only the index by density."""

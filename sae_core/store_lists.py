@@ -64,32 +64,59 @@ def insert_item(
     author: str,
 ) -> int:
     """At the end of the list; returns the new item's id. `sae`: a row of `saes`."""
+    new = insert_items(
+        connection, list_id, sae=sae, labels={feature_index: label}, corpus=corpus, note=note, author=author
+    )  # fmt: skip
+    if not new:
+        raise ConflictError(f"Feature {feature_index} of {sae['slug']} is in this list already; change its note there.")
+    return new[0]
+
+
+def insert_items(
+    connection: sa.Connection,
+    list_id: str,
+    *,
+    sae: sa.RowMapping,
+    labels: Mapping[int, str | None],
+    corpus: str | None,
+    note: str,
+    author: str,
+) -> list[int]:
+    """The features that `labels` names, at the end of the list in that order, but for those that are in it already;
+    returns the new items' ids."""
     _list_row(connection, list_id)
     there = _item_rows(connection, list_id)
-    if any(row["sae_created_at"] == sae["created_at"] and _place(row) == (sae["slug"], feature_index, corpus)
-           for row in there):  # fmt: skip
-        raise ConflictError(f"Feature {feature_index} of {sae['slug']} is in this list already; change its note there.")
-    if len(there) >= MAX_ITEMS:
+    known = {_place(row) for row in there if row["sae_created_at"] == sae["created_at"]}
+    new = [feature_index for feature_index in labels if (sae["slug"], feature_index, corpus) not in known]
+    room = MAX_ITEMS - len(there)
+    if new and room <= 0:
         raise InputError(f"A list has at most {MAX_ITEMS} features, and this one is full; make another.")
+    if len(new) > room:
+        raise InputError(f"A list has at most {MAX_ITEMS} features, and this one has room for {room}; add fewer.")
     now = datetime.now(UTC)
-    row = {
-        "list_id": list_id,
-        "position": max((row["position"] for row in there), default=-1) + 1,
-        "slug": sae["slug"],
-        "sae_created_at": sae["created_at"],
-        "feature_index": feature_index,
-        "corpus": corpus,
-        "label": label,
-        "note": _checked("note", note),
-        "author": clean_author(author),
-        "created_at": now,
-        "updated_at": now,
-        "version": 1,
-    }
-    key = connection.execute(sa.insert(list_items).values(row)).inserted_primary_key
-    assert key is not None
-    _touch(connection, list_id)
-    return int(key[0])
+    first = max((row["position"] for row in there), default=-1) + 1
+    item_ids = []
+    for position, feature_index in enumerate(new, start=first):
+        row = {
+            "list_id": list_id,
+            "position": position,
+            "slug": sae["slug"],
+            "sae_created_at": sae["created_at"],
+            "feature_index": feature_index,
+            "corpus": corpus,
+            "label": labels[feature_index],
+            "note": _checked("note", note),
+            "author": clean_author(author),
+            "created_at": now,
+            "updated_at": now,
+            "version": 1,
+        }
+        key = connection.execute(sa.insert(list_items).values(row)).inserted_primary_key
+        assert key is not None
+        item_ids.append(int(key[0]))
+    if new:
+        _touch(connection, list_id)
+    return item_ids
 
 
 def update_note(
