@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 LEFT_TO_THE_MACHINE = re.compile(r"torch|triton|nvidia-.*|cuda-.*")
@@ -51,7 +52,7 @@ def closure(asked: list[str]) -> set[str]:
             metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
             continue  # for another system, or another Python
-        found.add(normal(requirement.name))
+        found.add(canonicalize_name(requirement.name))
         waiting += further(requirement)
     return found
 
@@ -77,10 +78,6 @@ def licence(name: str) -> str:
     classifiers = [c.rsplit(" :: ", 1)[1] for c in about.get_all("Classifier") or [] if c.startswith("License ::")]
     said = about.get("License-Expression") or ", ".join(c for c in classifiers if c != "OSI Approved")
     return (said or (about.get("License") or "not said").strip().splitlines()[0])[:80]
-
-
-def normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 if __name__ == "__main__":
