@@ -18,6 +18,7 @@ The clients run beside the server, on the same cores.
 import argparse
 import asyncio
 import json
+import os
 import random
 import statistics
 import sys
@@ -53,12 +54,14 @@ class Seen:
     seconds: list[float] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
     memory: list[int] = field(default_factory=list)
+    cpu_seconds: float = 0.0  # of the server
 
     def summary(self) -> dict[str, Any]:
         found = sorted(self.seconds)
         p50, p95, p99 = (1000 * found[min(len(found) - 1, int(len(found) * share))] for share in (0.5, 0.95, 0.99))
         return {
-            "requests": len(found), "p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "statuses": dict(self.statuses),
+            "requests": len(found), "cpu_ms": 1000 * self.cpu_seconds / len(found),
+            "p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "statuses": dict(self.statuses),
             "errors": sum(n for status, n in self.statuses.items() if status not in ("200", "503")),
         }  # fmt: skip
 
@@ -121,12 +124,19 @@ async def _all(
 
 
 async def _people(address: str, seen: Seen, *, seconds: float, clients: int, n_features: int, process: int) -> None:
-    end = time.monotonic() + seconds
+    end, worked = time.monotonic() + seconds, cpu_of(process)
     people = [asyncio.create_task(_person(address, number, seen, end, n_features)) for number in range(clients)]
     while time.monotonic() < end:
         seen.memory.append(memory_of(process))
         await asyncio.sleep(seconds / LOOKS)
     await asyncio.gather(*people)
+    seen.cpu_seconds = cpu_of(process) - worked
+
+
+def cpu_of(process: int) -> float:
+    """Seconds of processor time that it has taken, which other work on the machine does not change."""
+    user, system = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rsplit(") ", 1)[1].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 async def _person(address: str, number: int, seen: Seen, end: float, n_features: int) -> None:
@@ -181,8 +191,9 @@ def card(found: dict[str, Any]) -> str:
     lines = [f"{found['clients']} clients for {found['seconds']:.0f} s, {found['thought_s']:g} s of thought on average"]
     for name, part in (("pages", found["pages"]), (f"beside {found['streams']} streams", found["beside_streams"])):
         lines.append(
-            f"  {name:<22} {part['requests']:>7,} requests   p50 {part['p50_ms']:.0f} ms   "
-            f"p95 {part['p95_ms']:.0f} ms   p99 {part['p99_ms']:.0f} ms   errors {part['errors']}   {part['statuses']}"
+            f"  {name:<22} {part['requests']:>7,} requests   CPU {part['cpu_ms']:.1f} ms each   "
+            f"p50 {part['p50_ms']:.0f} ms   p95 {part['p95_ms']:.0f} ms   "
+            f"p99 {part['p99_ms']:.0f} ms   errors {part['errors']}   {part['statuses']}"
         )
     lines.append(f"  memory {found['memory_mb']:.0f} MB, growth {found['memory_growth']:+.1%}")
     return "\n".join(lines)
