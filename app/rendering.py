@@ -88,8 +88,10 @@ def under(root: str, html: str) -> str:
     return _OWN_ADDRESS.sub(rf"\g<0>{root}", html) if root else html
 
 
+# `data-t` is a token's text; of the other data a script may read, what begins like an address is one.
 _OWN_ADDRESS = re.compile(
-    r' (?:href|src|action|data-(?:api|charts|events|features|next|order|url|address|\w+-url))="(?=/(?!/))'
+    r' (?:(?:href|src|action)="(?=/(?!/))'
+    r'|data-(?!t=)[\w-]+="(?=/(?:api|static|saes|lists|runs|learn|compare|probe|p)[/?"]))'
 )
 
 
