@@ -18,10 +18,12 @@ from app.deps import (
     PointsDep,
     ProbeParams,
     ProbeQuery,
+    RunsDep,
     SettingsDep,
     Slug,
     StoreDep,
 )
+from app.ends import ends
 from app.examples import example_groups, list_rows, unfurled
 from app.pareto import own_corpora, pareto
 from app.pareto_plot import plots
@@ -32,7 +34,7 @@ from app.search import PLACES
 from sae_core.dashboards import check_has_weights
 from sae_core.errors import SaescopeError, WeightsError
 from sae_core.records import SAESummary
-from sae_core.runs import has_run, list_runs
+from sae_core.runs import has_run
 
 ORDERS = [
     ("-density", "most frequent"), ("density", "rarest"), ("-max", "strongest"), ("max", "weakest"),
@@ -41,16 +43,18 @@ ORDERS = [
     ("-cosine", "largest encoder·decoder"), ("cosine", "smallest encoder·decoder"), ("index", "number"),
     ("-index", "number, last first"),
 ]  # fmt: skip
+RECENT_LISTS = 5  # on the start page
 MAX_OFFERED_LISTS = 100  # on a feature's page, to add it to: those that changed last
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
 
 @router.get("/")
-def home(request: Request, store: StoreDep, settings: SettingsDep) -> Response:
-    runs = run_news(settings.home, unfinished(list_runs(settings.home)))
+def home(request: Request, store: StoreDep, settings: SettingsDep, all_runs: RunsDep) -> Response:
+    runs = run_news(settings.home, unfinished(all_runs))
     saes = sorted(store.saes(), key=lambda summary: not summary.indexes)  # those that can be browsed come first
-    return page(request, "home.html", saes=saes, runs=runs, json_url="/api/saes")
+    lists = store.lists()[:RECENT_LISTS]
+    return page(request, "home.html", saes=saes, runs=runs, lists=lists, json_url="/api/saes")
 
 
 @router.get("/saes")
@@ -71,6 +75,7 @@ def sae_page(
         request, "sae.html", summary=summary, sae=summary.sae, index=index, has_index=bool(index),
         has_weights=bool(summary.sae.weights_path), corpus=query.corpus,
         density=charts.density_chart(found), heatmap=charts.density_heatmap(found),
+        cosine_heatmap=charts.cosine_heatmap(found), ends=ends(store, index, found) if index else None,
         cosines=charts.cosine_chart(cosines) if cosines else None,
         train_command=provenance.train_command(summary.sae),
         index_command=provenance.index_command(index) if index and summary.sae.weights_path else None,
@@ -120,7 +125,7 @@ def feature_page(
         kept_width=None if query.width == "short" else query.width,
         detail=detail, feature=detail.feature, chart=charts.activation_chart(detail.feature),
         groups=example_groups(detail.feature, detail.examples, signs=query.breaks, has_bos=has_bos),
-        description=unfurled(detail.feature, detail.examples), permalink=absolute(request, str(request.url.path)),
+        description=unfurled(detail.feature, detail.examples), permalink=absolute(request, here),
         lists=store.lists()[:MAX_OFFERED_LISTS], held=store.lists_with(slug, feature_index), author=author_of(request),
     )  # fmt: skip
 
@@ -168,8 +173,8 @@ def probe_any(sae: Annotated[str, Query()], text: Annotated[str, Query(max_lengt
 
 
 @router.get("/runs")
-def runs(request: Request, settings: SettingsDep) -> Response:
-    return page(request, "runs.html", runs=run_news(settings.home, list_runs(settings.home)))
+def runs(request: Request, settings: SettingsDep, all_runs: RunsDep) -> Response:
+    return page(request, "runs.html", runs=run_news(settings.home, all_runs))
 
 
 @router.get("/runs/{run_id}")

@@ -173,6 +173,13 @@ class SAE(nn.Module):
         self._scale_activations(self.b_enc.new_tensor(1 / target_scale))
         self.b_dec.div_(target_scale)
 
+    @torch.no_grad()
+    def fold_scale_keeping_activations(self, scale: float) -> None:
+        """Turns an SAE of `model_acts · scale` into one of `model_acts` with the same activations; W_dec shrinks."""
+        self.W_enc.mul_(scale)
+        self.W_dec.div_(scale)
+        self.b_dec.div_(scale)
+
     def _scale_activations(self, factor: Tensor) -> None:
         """Scales what is added to or compared with pre-activations; `factor` is a scalar or (d_sae,)."""
         self.b_enc.mul_(factor)

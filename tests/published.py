@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -215,5 +216,111 @@ def dictionary_files(folder: Path, dict_class: str, *, threshold: float = 0.4, s
             norms = W_dec.norm(dim=1)
             acts, W_dec = acts * norms, W_dec / norms.unsqueeze(1)
         return acts, acts @ W_dec + t["b_dec"]
+
+    return computes
+
+
+def gemma_scope_files(folder: Path, *, is_second: bool = False, skips: bool = False, seed: int = 0) -> Computes:
+    """Gemma Scope's params.npz; `is_second`: Gemma Scope 2's params.safetensors, of a transcoder if it `skips`."""
+    t = tensors(seed=seed)
+    names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+    folder.mkdir(parents=True, exist_ok=True)
+    if is_second:
+        found = {name.lower(): t[name] for name in names}
+        found |= {"affine_skip_connection": t["W_skip"].T.contiguous()} if skips else {}
+        save_file(found, folder / "params.safetensors")
+        config = {"architecture": "jump_relu", "model_name": "gemma-v3-1b-pt", "affine_connection": skips}
+        hooks = ("pre_feedforward_layernorm.output", "post_feedforward_layernorm.output") if skips else ("output",)
+        config |= {
+            f"hf_hook_point_{at}": f"model.layers.1.{hook}" for at, hook in zip(("in", "out"), hooks, strict=False)
+        }
+        (folder / "config.json").write_text(json.dumps(config))
+    else:
+        np.savez(folder / "params.npz", **{name: t[name].numpy() for name in names})
+
+    def computes(x: Tensor) -> tuple[Tensor, Tensor]:
+        pre_acts = x @ t["W_enc"] + t["b_enc"]
+        acts = (pre_acts > t["threshold"]) * pre_acts.relu()
+        sae_out = acts @ t["W_dec"] + t["b_dec"]
+        return acts, sae_out + x @ t["W_skip"].T if skips else sae_out
+
+    return computes
+
+
+def llama_scope_files(folder: Path, *, config: dict[str, Any] | None = None, seed: int = 0) -> Computes:
+    """Llama Scope; settings without `jump_relu_threshold` are R1-Distill's."""
+    t = tensors(seed=seed)
+    settings: dict[str, Any] = {
+        "d_model": D_IN,
+        "d_sae": D_SAE,
+        "hook_point_in": "blocks.1.hook_resid_post",
+        "hook_point_out": "blocks.1.hook_resid_post",
+        "jump_relu_threshold": 0.52,
+        "sparsity_include_decoder_norm": False,
+        "dataset_average_activation_norm": {"in": 9.0, "out": 9.0},
+        "top_k": 50,
+        **(config or {}),
+    }
+    found = {"encoder.weight": t["W_enc"].T, "encoder.bias": t["b_enc"]}
+    found |= {"decoder.weight": t["W_dec"].T, "decoder.bias": t["b_dec"]}
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    if settings["jump_relu_threshold"] is None:
+        del settings["jump_relu_threshold"]
+        found["log_jumprelu_threshold"] = t["threshold"].log()
+    found = {name: tensor.contiguous() for name, tensor in found.items()}
+    save_file(found, folder / "checkpoints" / "final.safetensors")
+    (folder / "hyperparams.json").write_text(json.dumps(settings))
+
+    def computes(x: Tensor) -> tuple[Tensor, Tensor]:
+        norms = settings["dataset_average_activation_norm"]
+        pre_acts = (x * D_IN**0.5 / norms["in"]) @ t["W_enc"] + t["b_enc"]
+        score = pre_acts * t["W_dec"].norm(dim=1) if settings["sparsity_include_decoder_norm"] else pre_acts
+        acts = pre_acts.relu() * (score > settings.get("jump_relu_threshold", t["threshold"]))
+        return acts, (acts @ t["W_dec"] + t["b_dec"]) * norms["out"] / D_OUT**0.5
+
+    return computes
+
+
+def openai_files(path: Path, activation: str, *, is_tied: bool = False, seed: int = 0) -> Computes:
+    """OpenAI's sparse_autoencoder, at resid_post_mlp of layer 1."""
+    t = tensors(seed=seed)
+    t["W_dec"] = t["W_enc"].T if is_tied else t["W_dec"]
+    found: dict[str, Any] = {"encoder.weight": t["W_enc"].T, "latent_bias": t["b_enc"], "pre_bias": t["b_dec"]}
+    found |= {} if is_tied else {"decoder.weight": t["W_dec"].T}
+    found |= {"activation": activation, "stats_last_nonzero": torch.arange(D_SAE)}
+    found |= {"latents_activation_frequency": torch.rand(D_SAE), "latents_mean_square": torch.rand(D_SAE)}
+    if activation == "TopK":
+        found["activation_state_dict"] = {"k": K, "postact_fn": "ReLU"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(found, path)
+
+    def computes(x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = torch.zeros(len(x), 1), torch.ones(len(x), 1)
+        if activation == "TopK":
+            mean = x.mean(dim=1, keepdim=True)
+            std = (x - mean).std(dim=1, keepdim=True)
+            x = (x - mean) / (std + 1e-5)
+        pre_acts = (x - t["b_dec"]) @ t["W_enc"] + t["b_enc"]
+        acts = top_k(pre_acts, K) if activation == "TopK" else pre_acts.relu()
+        return acts, (acts @ t["W_dec"] + t["b_dec"]) * std + mean
+
+    return computes
+
+
+def turned_files(path: Path, kind: str, *, seed: int = 0) -> Computes:
+    """Goodfire's and Qwen's files, whose matrices are linear layers'."""
+    t = tensors(seed=seed)
+    names = {
+        "goodfire": ("encoder_linear.weight", "decoder_linear.weight", "encoder_linear.bias", "decoder_linear.bias"),
+        "qwen_scope": ("W_enc", "W_dec", "b_enc", "b_dec"),
+    }[kind]
+    values = (t["W_enc"].T.contiguous(), t["W_dec"].T.contiguous(), t["b_enc"], t["b_dec"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(zip(names, values, strict=True)), path)
+
+    def computes(x: Tensor) -> tuple[Tensor, Tensor]:
+        pre_acts = x @ t["W_enc"] + t["b_enc"]
+        acts = top_k(pre_acts, K) if kind == "qwen_scope" else pre_acts.relu()
+        return acts, acts @ t["W_dec"] + t["b_dec"]
 
     return computes

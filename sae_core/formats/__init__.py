@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_core.errors import ConfigError, WeightsError
-from sae_core.formats import dictionary_learning, saelens, sparsify
+from sae_core.formats import (
+    dictionary_learning,
+    gemma_scope,
+    goodfire,
+    llama_scope,
+    openai,
+    qwen_scope,
+    saelens,
+    sparsify,
+)
 from sae_core.formats.foreign import ForeignSAE
 from sae_core.formats.source import Source
 
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
     from sae_core.formats.exporting import Outgoing
 
 _SHOWN = 8
+_LONGEST = 160  # characters of another's error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +56,34 @@ def _format(name: str, title: str, module: Any) -> Format:
     )
 
 
+# In the order in which they are asked: Llama Scope's tensors are also those of a class of dictionary_learning, and only
+# its settings tell.
 FORMATS: dict[str, Format] = {
     format.name: format
     for format in (
         _format("saelens", "SAELens", saelens),
         _format("sparsify", "sparsify", sparsify),
+        _format("llama_scope", "Llama Scope", llama_scope),
         _format("dictionary_learning", "dictionary_learning", dictionary_learning),
+        _format("gemma_scope", "Gemma Scope", gemma_scope),
+        _format("openai", "OpenAI's sparse_autoencoder", openai),
+        _format("goodfire", "Goodfire", goodfire),
+        _format("qwen_scope", "Qwen Scope", qwen_scope),
     )
 }
+
+
+def read_source(source: Source, name: str | None = None) -> tuple[Format, ForeignSAE]:
+    """The SAE of these files and their format. Raises WeightsError, and ConfigError for an unknown format."""
+    format = recognised(source, name)
+    try:
+        return format, format.read(source)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        said = f"{type(error).__name__}: {error}"[:_LONGEST]
+        raise WeightsError(
+            f"{source.weights} and the settings beside it do not fit what {format.title} writes ({said}); fetch both "
+            "again, or give another --format."
+        ) from error
 
 
 def recognised(source: Source, name: str | None = None) -> Format:

@@ -106,7 +106,7 @@ def _otherwise(
     scale = sae.d_in**0.5 / float(read.norm(dim=1).mean())
     if sae.input_norm == "none":
         other = copy.deepcopy(sae)
-        _scale_input(other, scale)
+        other.fold_scale_keeping_activations(scale)
         yield f"normalisation (import it with --input-scale {scale:.4g})", other, acts
         if not sae.is_transcoder:
             other = copy.copy(sae)
@@ -134,10 +134,3 @@ def _elsewhere(subject: Subject, contexts: list[TokenContext]) -> Iterator[tuple
     for at, kind in places:
         name = f"blocks.{at}.hook_{kind}"
         yield f"hook point (--layer {at} --hook {kind})", _acts(subject, contexts, name, name)
-
-
-def _scale_input(sae: SAE, scale: float) -> None:
-    with torch.no_grad():
-        sae.W_enc.mul_(scale)
-        sae.W_dec.div_(scale)
-        sae.b_dec.div_(scale)

@@ -43,7 +43,7 @@ def our_hook_name(name: object) -> str | None:
         kind = "attn_out" if match[1] == "attention_out" else match[1]
         return f"blocks.{int(match[2])}.hook_{kind}"
     for pattern, kind in _MODULES:
-        match = re.fullmatch(_BLOCK + pattern, name)
+        match = re.fullmatch(f"{_BLOCK}(?:{pattern})", name)
         if match:
             return f"blocks.{int(match[1])}.hook_{kind}"
     return None

@@ -26,7 +26,7 @@ from sae_core.config import DTYPES, HOOKS, check_slug
 from sae_core.digests import file_sha256
 from sae_core.disk import saving
 from sae_core.errors import ConfigError, WeightsError
-from sae_core.formats import hook_points, recognised
+from sae_core.formats import hook_points, read_source
 from sae_core.formats.foreign import ForeignSAE
 from sae_core.formats.source import Source
 from sae_core.model import load_outline
@@ -82,12 +82,8 @@ class Imported:
 def import_sae(config: ImportConfig, *, home: Path) -> Imported:
     """Imports one SAE; the same again changes nothing. Raises WeightsError, ConfigError and ModelError."""
     source = Source(config.path)
-    format = recognised(source, config.format)
-    try:
-        options = {} if config.input_scale is None else {"input_scale": config.input_scale}
-        foreign = format.read(source, **options)
-    except KeyError as error:
-        raise WeightsError(f"{source.weights} has no {error}, which {format.title}'s files have.") from error
+    format, foreign = read_source(source, config.format)
+    foreign = _with_input_scale(foreign, config.input_scale)
     hook_name = _hook_name(foreign, config)
     notes = foreign.notes
     if foreign.hook_name not in (None, hook_name):
@@ -108,6 +104,18 @@ def import_sae(config: ImportConfig, *, home: Path) -> Imported:
     return Imported(info=info, format=format.name, notes=foreign.notes, doubts=foreign.doubts, l0=foreign.l0)
 
 
+def _with_input_scale(foreign: ForeignSAE, scale: float | None) -> ForeignSAE:
+    """With the factor folded in that its training multiplied activations by."""
+    if scale is None:
+        return foreign
+    if foreign.sae.input_norm != "none":
+        raise ConfigError("--input-scale is for SAEs whose input had one factor; this one normalises every token.")
+    foreign.sae.fold_scale_keeping_activations(scale)
+    note = f"The input scale {scale:g} was folded into the weights."
+    doubts = tuple(doubt for doubt in foreign.doubts if "--input-scale" not in doubt)
+    return dataclasses.replace(foreign, notes=(*foreign.notes, note), doubts=doubts)
+
+
 def _hook_name(foreign: ForeignSAE, config: ImportConfig) -> str:
     layer, hook = hook_points.split(foreign.hook_name) if foreign.hook_name else (None, None)
     layer = layer if config.layer is None else config.layer
@@ -126,9 +134,11 @@ def _hook_name(foreign: ForeignSAE, config: ImportConfig) -> str:
 
 def _target_hook_name(foreign: ForeignSAE, config: ImportConfig) -> str | None:
     if not foreign.sae.is_transcoder:
-        if config.target_hook:
+        if config.target_hook is None:
+            return None
+        if foreign.sae.encoder_bias is not None or foreign.sae.input_norm != "none":
             raise ConfigError("--target-hook is for transcoders; this is an SAE, which predicts what it reads.")
-        return None
+        foreign.sae.is_transcoder = True  # whose files look like an SAE's
     layer, hook = hook_points.split(foreign.target_hook_name) if foreign.target_hook_name else (None, None)
     if config.layer is not None and foreign.hook_name and layer is not None:  # the user moved it
         layer += config.layer - hook_points.split(foreign.hook_name)[0]

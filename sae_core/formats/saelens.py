@@ -69,7 +69,7 @@ def recognises(source: Source) -> bool:
     return shapes["W_enc"] == (source.config.get("d_in"), source.config.get("d_sae"))
 
 
-def read(source: Source, *, input_scale: float | None = None) -> ForeignSAE:
+def read(source: Source) -> ForeignSAE:
     """The SAE of SAELens's files. Raises WeightsError for what cannot be computed as it was."""
     config = _settings(source.config)
     kind = config.get("architecture", "standard")
@@ -87,19 +87,16 @@ def read(source: Source, *, input_scale: float | None = None) -> ForeignSAE:
     doubts: list[str] = []
     norm = str(config.get("normalize_activations", "none"))
     if norm == "expected_average_only_in":
-        scale = input_scale or _saved_scale(source)
+        scale = _saved_scale(source)
         if scale is None:
             doubts.append(
-                "its activations were normalised in training (expected_average_only_in) and the factor is not in "
-                "the file: give √d_in / (mean norm of the model's vectors) with --input-scale"
+                "normalisation: it was trained on normalised activations (expected_average_only_in) and the factor "
+                "is not in the file: give √d_in / (mean norm of the model's vectors) with --input-scale"
             )
         else:
             tensors = fold_input_scale(tensors, scale)
             notes.append(f"The input scale {scale:g} was folded into the weights.")
         norm = "none"
-    elif input_scale is not None:
-        tensors = fold_input_scale(tensors, input_scale)
-        notes.append(f"The input scale {input_scale:g} was folded into the weights.")
     if norm not in _NORMS:
         raise WeightsError(f"The normalisation {norm!r} is not folded into these weights; fold it with SAELens first.")
     tensors, k, others = _by_kind(_ARCHITECTURES[kind], tensors, config, notes)

@@ -7,12 +7,14 @@ its size and with the memory that is there before anything is read into memory.
 import json
 import math
 import pickle
+import re
+import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ _NAMES = (
 _SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 _NOT_WEIGHTS = ("sparsity.safetensors", "activations_store_state.safetensors", "trainer_state.pt", "extras.safetensors")
 _CONFIG_NAMES = ("cfg.json", "config.json", "hyperparams.json", "sae.json")
+_SMALL_NAMES = ("activation_scaler.json",)  # which a reader may look for
 _INNER_FOLDERS = ("checkpoints",)  # whose settings stand beside, not in them
 _MOST_CONFIG_BYTES = 16 << 20
 _DEPTH = 5
@@ -57,7 +60,7 @@ class Source:
     @property
     def folder(self) -> Path:
         """The SAE's own folder: the one whose name says which it is."""
-        return self.weights.parent.parent if self.weights.parent.name in _INNER_FOLDERS else self.weights.parent
+        return Path(_own_folder(PurePosixPath(self.weights)))
 
     @cached_property
     def values(self) -> Mapping[str, Any]:
@@ -108,6 +111,31 @@ class Source:
         return found
 
 
+def weights_among(names: Sequence[str]) -> list[str]:
+    """Of files' names the weights of SAEs: of each folder the usual one, or all that look like weights, sorted."""
+    by_folder: dict[str, list[PurePosixPath]] = {}
+    for path in map(PurePosixPath, sorted(names)):
+        if path.suffix in _SUFFIXES and path.name not in _NOT_WEIGHTS:
+            by_folder.setdefault(str(_own_folder(path)), []).append(path)
+    found = []
+    for folder, paths in by_folder.items():
+        usual = [path for name in _NAMES for path in paths if path == PurePosixPath(folder) / name]
+        found += usual[:1] or paths
+    return [str(path) for path in found]
+
+
+def settings_beside(weights: str, names: Collection[str]) -> list[str]:
+    """Of files' names those of the settings that may belong to a weights file."""
+    folders = dict.fromkeys((PurePosixPath(weights).parent, _own_folder(PurePosixPath(weights))))
+    beside = [str(folder / name) for folder in folders for name in (*_CONFIG_NAMES, *_SMALL_NAMES)]
+    return [name for name in beside if name in names]
+
+
+def _own_folder(path: PurePosixPath) -> PurePosixPath:
+    """The folder that is the SAE's: above `checkpoints`."""
+    return path.parent.parent if path.parent.name in _INNER_FOLDERS else path.parent
+
+
 def _weights_file(path: Path) -> Path:
     if path.is_file():
         if path.suffix not in _SUFFIXES:
@@ -115,52 +143,30 @@ def _weights_file(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise WeightsError(f"There is no file or folder {path}; check the path.")
-    here = _weights_in(path)
-    if here is not None:
-        return here
-    found = sorted(_below(path, _DEPTH))
+    found = weights_among([file.relative_to(path).as_posix() for file in _files(path, _DEPTH)])
+    here = [name for name in found if _own_folder(PurePosixPath(name)) == PurePosixPath()]
+    found = here if len(here) == 1 else found
     if len(found) == 1:
-        return found[0]
+        return path / found[0]
     if not found:
         raise WeightsError(f"There are no SAE weights in {path}: no {', '.join(_SUFFIXES)} file.")
-    names = list(dict.fromkeys(_named(file, path) for file in found))
+    folders = list(dict.fromkeys(str(_own_folder(PurePosixPath(name))) for name in found))
+    names = folders if len(folders) == len(found) else found
     shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
     raise WeightsError(f"{path} holds {len(names)} SAEs; give the path of one of them: {shown}.")
 
 
-def _weights_in(folder: Path) -> Path | None:
-    for name in _NAMES:
-        if (folder / name).is_file():
-            return folder / name
-    candidates = _candidates(folder)
-    return candidates[0] if len(candidates) == 1 else None
-
-
-def _candidates(folder: Path) -> list[Path]:
-    return [p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix in _SUFFIXES and p.name not in _NOT_WEIGHTS]
-
-
-def _below(folder: Path, depth: int) -> Iterator[Path]:
-    """Weights files in this folder and those below it: of each folder the usual one, or all that it has."""
-    one = _weights_in(folder)
-    if one is not None:
-        yield one
-        return
-    yield from _candidates(folder)
-    if depth:
-        for inner in sorted(p for p in folder.iterdir() if p.is_dir() and not p.is_symlink()):
-            yield from _below(inner, depth - 1)
-
-
-def _named(file: Path, root: Path) -> str:
-    """The folder of a weights file below `root`, or the file where its folder has several."""
-    folder = file.parent.parent if file.parent.name in _INNER_FOLDERS else file.parent
-    return str((folder if folder != root and _weights_in(folder) else file).relative_to(root))
+def _files(folder: Path, depth: int) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            yield path
+        elif depth and path.is_dir() and not path.is_symlink():
+            yield from _files(path, depth - 1)
 
 
 def _settings(weights: Path) -> tuple[Path | None, dict[str, Any]]:
     """The JSON file beside the weights and what it says; {} if there is none."""
-    folders = [weights.parent, *([weights.parent.parent] if weights.parent.name in _INNER_FOLDERS else [])]
+    folders = dict.fromkeys((weights.parent, Path(_own_folder(PurePosixPath(weights)))))
     for path in (folder / name for folder in folders for name in _CONFIG_NAMES):
         if path.is_file():
             try:
@@ -168,7 +174,7 @@ def _settings(weights: Path) -> tuple[Path | None, dict[str, Any]]:
                     raise ValueError("too large")
                 config = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError, RecursionError) as error:
-                raise WeightsError(f"{path} is damaged or no JSON ({error}); fetch it again.") from error
+                raise WeightsError(f"{path} is damaged or no JSON ({_first_line(error)}); fetch it again.") from error
             if not isinstance(config, dict):
                 raise WeightsError(f"{path} holds no settings (a JSON object); fetch it again.")
             return path, config
@@ -177,7 +183,8 @@ def _settings(weights: Path) -> tuple[Path | None, dict[str, Any]]:
 
 def _unpickled(path: Path) -> Any:
     """What `torch.save` wrote, if it is nothing but tensors and plain values."""
-    with _read_errors(path):
+    with _read_errors(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickles that are refused anyway
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:  # whose checksums torch does not look at
                 damaged = archive.testzip()
@@ -222,7 +229,7 @@ def _read_errors(path: Path) -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    for line in str(error).splitlines():
-        if "Unsupported" in line or "GLOBAL" in line:
-            return line.strip()[:160]
+    wanted = re.search(r"GLOBAL (\S+)", str(error))
+    if wanted:
+        return f"it asks for {wanted[1]}"
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
