@@ -11,6 +11,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.explain.basis import BASIS, add_basis_arguments, run_basis
+from app.explain.command import LABEL, LABEL_EXAMPLES, add_label_arguments, run_label
 from app.settings import Settings
 from sae_core.arguments import (
     add_device_argument,
@@ -142,6 +144,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--read-only", action="store_true", default=None, help="nobody changes lists and labels (SAESCOPE_READ_ONLY)"
     )
     serve.set_defaults(run=run_serve)
+    basis = _command(commands, "basis", "make neurons or principal components to compare an SAE with", BASIS)
+    add_basis_arguments(basis)
+    basis.set_defaults(run=lambda arguments: run_basis(arguments, settings=_settings(arguments)))
+    labelling = _command(commands, "label", "name features and test the names", LABEL, LABEL_EXAMPLES)
+    add_label_arguments(labelling)
+    labelling.set_defaults(run=lambda arguments: run_label(arguments, settings=_settings(arguments)))
     _add_export(_command(commands, "export", "write features into one file", EXPORT, EXPORT_EXAMPLES))
     _add_db(_command(commands, "db", "check or upgrade the database", DB))
     demo = _command(commands, "demo", "train, index and serve the demo", DEMO)

@@ -14,6 +14,8 @@ from app import api, compare, embeds, feature_files, learn, lists, lists_api, pa
 from app.body_limit import BodyLimit
 from app.changes import from_this_site
 from app.error_pages import add_error_pages
+from app.explain.background import Background
+from app.explain.routes import router as explain_router
 from app.inference import Inference, ModelWorker
 from app.matches import MatchCache
 from app.points import PointsCache
@@ -34,6 +36,7 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
         opened.state.stopping = asyncio.Event()  # ends the streams of events
         yield
         opened.state.stopping.set()
+        await labelling.close()
         await inference.close()
         if own_store is not None:
             own_store.close()
@@ -46,6 +49,7 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.state.settings = settings
     app.state.store = store if store is not None else own_store
     app.state.inference = inference
+    app.state.labelling = labelling = Background(app.state.store, settings)
     app.state.points = PointsCache()
     app.state.matches = MatchCache()
     app.state.templates = make_environment(version=version, read_only=settings.read_only)
@@ -54,6 +58,7 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.include_router(pages.router)
     for module in (search, feature_files, lists, embeds, unfurls, lists_api):
         app.include_router(module.router)
+    app.include_router(explain_router)
     app.include_router(api.router)
     app.include_router(compare.router)
     app.include_router(compare.api)

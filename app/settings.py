@@ -47,12 +47,29 @@ class Settings:
     read_only: bool = False
     """Whether lists and people's labels are only shown, and cannot be changed (`1` or `0`)."""
 
+    llm_base_url: str = ""
+    """Root of the API of a language model that labels features, as in `http://localhost:11434/v1`; default none."""
+
+    llm_model: str = ""
+    """Name of that model, as its endpoint knows it."""
+
+    llm_key: str = dataclasses.field(default="", repr=False)
+    """Key of that endpoint, if it needs one. It is sent there and nowhere else."""
+
+    llm_timeout: float = 120.0
+    """Seconds that an answer of that model may take."""
+
+    llm_concurrency: int = 4
+    """Questions to that model at the same time."""
+
     def __post_init__(self) -> None:
         home = self.home if self.home != Path() else default_home(os.environ)
         object.__setattr__(self, "home", home.expanduser())
         if not self.database_url:
             object.__setattr__(self, "database_url", f"sqlite:///{self.home / 'saescope.db'}")
-        for name in ("max_prompt_tokens", "probe_queue", "probe_timeout", "max_body_bytes"):
+        for name in (
+            "max_prompt_tokens", "probe_queue", "probe_timeout", "max_body_bytes", "llm_timeout", "llm_concurrency",
+        ):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give a number above 0.")
         if not 0 <= self.port <= 65535:
@@ -88,6 +105,8 @@ def _parsed(name: str, text: str) -> object:
         "probe_queue": int,
         "probe_timeout": float,
         "max_body_bytes": int,
+        "llm_timeout": float,
+        "llm_concurrency": int,
     }
     if name == "read_only":
         if text.lower() not in _SWITCHES:

@@ -157,7 +157,9 @@ def test_a_database_that_cannot_be_reached_is_said(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["index"], ["serve"], ["export"], ["db"], ["demo"]], ids=lambda c: "-".join(c) or "all"
+    "command",
+    [[], ["train"], ["index"], ["serve"], ["basis"], ["label"], ["export"], ["db"], ["demo"]],
+    ids=lambda c: "-".join(c) or "all",
 )
 def test_help_reads_on_its_own(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

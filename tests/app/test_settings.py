@@ -20,11 +20,16 @@ def test_every_field_is_read_from_the_environment() -> None:
     values = {
         "home": "/data", "database_url": "postgresql://x/y", "host": "0.0.0.0", "port": "9", "max_prompt_tokens": "7",
         "probe_queue": "3", "probe_timeout": "1.5", "device": "cpu", "max_body_bytes": "100",
-        "read_only": "True",
+        "read_only": "True", "llm_base_url": "http://localhost:11434/v1", "llm_model": "m", "llm_key": "sk-1",
+        "llm_timeout": "2.5", "llm_concurrency": "2",
     }  # fmt: skip
     assert set(values) == {field.name for field in dataclasses.fields(Settings)}
     settings = Settings.from_env({f"SAESCOPE_{name.upper()}": value for name, value in values.items()})
     assert {name: str(getattr(settings, name)) for name in values} == values
+
+
+def test_the_key_is_not_printed() -> None:
+    assert "sk-1" not in repr(Settings(llm_key="sk-1"))
 
 
 def test_override_wins_and_none_is_not_given() -> None:
