@@ -279,6 +279,16 @@ TERMS: dict[str, Term] = {
         meaning="The score that another feature's label gets on the same texts: what a label reaches that has nothing "
         "to do with this feature.",
     ),
+    "above_baseline": Term(
+        name="above chance",
+        meaning="The share of scored features whose label scores higher than 95% of other features' labels do on the "
+        "same texts: luck alone gives 5%. The range holds the share of all features 95 times of 100.",
+    ),
+    "basis": Term(
+        name="basis",
+        meaning="Directions that were not trained: the model's own coordinates (neurons) or the principal components "
+        "of its vectors (pca), either sign a feature, as many active on a token as in the SAE beside it.",
+    ),
     "label_precision": Term(name="precision", meaning="Of the texts for which the label says yes, the share that are."),
     "label_recall": Term(name="recall", meaning="Of the texts where yes is right, the share for which it says yes."),
     "unparsed": Term(

@@ -373,10 +373,11 @@ class Store:
             vocabulary = self._vocabulary(connection, index)
             return scores_of(connection, index, feature_indexes, vocabulary=vocabulary)
 
-    def score_rows(self, slug: str, *, corpus: str | None = None) -> list[ScoreRow]:
-        """All scores of an index, without their trials."""
+    def score_rows(self, slug: str, *, kind: str, method: str, corpus: str | None = None) -> list[ScoreRow]:
+        """The scores of an index for one kind of label and one method, without their trials."""
         with self._database.reading() as connection:
-            return score_rows_of(connection, index_row_of(connection, slug, corpus=corpus)["index_id"])
+            index_id = index_row_of(connection, slug, corpus=corpus)["index_id"]
+            return score_rows_of(connection, index_id, kind=kind, method=method)
 
     def scored_texts(
         self, slug: str, *, corpus: str | None = None

@@ -113,11 +113,13 @@ def scores_of(
     ]
 
 
-def score_rows_of(connection: sa.Connection, index_id: int) -> list[ScoreRow]:
-    """All scores of an index without their trials."""
-    names = tuple(ScoreRow.__dataclass_fields__)
-    query = sa.select(*(label_scores.c[name] for name in names)).where(label_scores.c.index_id == index_id)
-    return [ScoreRow(**dict(zip(names, row, strict=True))) for row in connection.execute(query)]
+def score_rows_of(connection: sa.Connection, index_id: int, *, kind: str, method: str) -> list[ScoreRow]:
+    """The scores of an index for one kind of label and one method, by feature, without their trials."""
+    c, names = label_scores.c, tuple(ScoreRow.__dataclass_fields__)
+    query = sa.select(*(c[name] for name in names)).where(c.index_id == index_id, c.kind == kind, c.method == method)
+    return [
+        ScoreRow(**dict(zip(names, row, strict=True))) for row in connection.execute(query.order_by(c.feature_index))
+    ]
 
 
 def scored_texts(connection: sa.Connection, index_id: int) -> dict[tuple[int, str, str], tuple[str, str, str | None]]:

@@ -1,16 +1,17 @@
-"""Labels' scores and who is asked for them: the form of a feature's page, and its twins below `/api`."""
+"""Labels' scores, who is asked for them, and how SAEs compare: forms and pages, and their twins below `/api`."""
 
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
-from fastapi.responses import Response
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.changes import Fields, Writable, parsed, seen_at
 from app.deps import CorpusParams, FeatureIndex, Name, Slug, StoreDep
 from app.explain.background import Background, By, Work
-from app.rendering import url
+from app.explain.comparison import Comparison, Kind, Method, comparison
+from app.rendering import page, url
 from sae_core.explain.records import LabelScore, ReplacedLabel
 
 router = APIRouter()
@@ -30,6 +31,17 @@ class Explain(BaseModel):
     model_config = ConfigDict(frozen=True)
     by: By = Field(default="patterns", description="a language model, if one is set, or patterns")
     corpus: Name = Field(default=None, description="on whose texts; default the newest index")
+
+
+class ScoresQuery(BaseModel):
+    """Which scores are compared."""
+
+    model_config = ConfigDict(frozen=True)
+    kind: Kind = Field(default="pattern", description="of the labels")
+    method: Method = Field(default="detection", description="by which they were tested")
+
+
+ScoresParams = Annotated[ScoresQuery, Query()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,3 +81,13 @@ async def explain_form(
     asked = parsed(Explain, fields)
     await explain(store, background, slug, feature_index, asked)
     return seen_at(url(f"/saes/{slug}/features/{feature_index}", corpus=asked.corpus) + "#tested")
+
+
+@router.get("/api/scores", summary="How well labels tell the features of each SAE apart")
+def compared_scores(store: StoreDep, query: ScoresParams) -> Comparison:
+    return comparison(store, kind=query.kind, method=query.method)
+
+
+@router.get("/scores", include_in_schema=False, response_class=HTMLResponse)
+def scores_page(request: Request, store: StoreDep, query: ScoresParams) -> Response:
+    return page(request, "scores.html", found=comparison(store, kind=query.kind, method=query.method), query=query)

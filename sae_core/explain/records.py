@@ -73,8 +73,6 @@ class ScoreRow:
     """A score without its trials."""
 
     feature_index: int
-    kind: str
-    method: str
     balanced_accuracy: float
     baseline: float | None
     correlation: float | None

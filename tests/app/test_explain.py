@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from app.explain.comparison import scored
 from app.main import create_app
 from app.settings import Settings
+from sae_core.explain.bench import Bench, pattern_scores
+from sae_core.explain.records import ScoreRow
 from sae_core.store import Store
 from tests.app.fake_prober import FakeProber
-from tests.factories import make_label
-from tests.sae_core.explain.planted import PLANTED, planted_store
+from tests.factories import make_label, make_records, make_sae, make_vocabulary
+from tests.sae_core.explain.planted import N_FEATURES, PLANTED, planted_records, planted_store
 from tests.stub_llm import StubLLM, serving
 
 KEY = "sk-secret-123"
@@ -33,7 +36,7 @@ def planted_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(planted_file: Path, tmp_path: Path) -> Iterator[Store]:
     opened = Store.open(f"sqlite:///{shutil.copy(planted_file, tmp_path)}")
     opened.add_labels(
-        "planted", {n: make_label(f"“<b>{n}</b>”", kind="automatic", author="saescope") for n in range(9)}
+        "planted", {n: make_label(f"“<b>{n}</b>”", kind="automatic", author="saescope", score=0.5) for n in range(9)}
     )
     yield opened
     opened.close()
@@ -155,3 +158,46 @@ def test_what_cannot_be_done_is_refused(store: Store) -> None:
     with opened(store, read_only=True) as client:
         assert client.post(f"{API}/explain", json={}).status_code == 403
         assert "/explain" not in client.get(PAGE).text
+
+
+# How SAEs compare
+
+
+def test_scores_of_saes_are_compared_with_those_of_a_basis(store: Store) -> None:
+    config = {"basis": "neurons", "basis_of": "planted"}
+    store.add_sae(make_sae("other", d_sae=N_FEATURES, architecture="neurons", config=config), make_vocabulary())
+    store.add_index(planted_records(slug="other"))
+    for slug in ("planted", "other"):
+        bench = Bench(store, slug)
+        for number in bench.alive if slug == "planted" else bench.alive[:4]:
+            store.add_scores(slug, pattern_scores(bench, number)[1])
+    with opened(store) as client:
+        answer = client.get("/api/scores").json()
+        assert (answer["kind"], answer["method"], len(answer["groups"])) == ("pattern", "detection", 1)
+        items = {item["slug"]: item for item in answer["groups"][0]["items"]}
+        assert [items[slug]["is_basis"] for slug in ("planted", "other")] == [False, True]
+        rows = store.score_rows("planted", kind="pattern", method="detection")
+        whole = items["planted"]
+        assert (whole["n_scored"], items["other"]["n_scored"]) == (len(rows), 4)
+        threshold = sorted(row.baseline for row in rows if row.baseline is not None)[-1]
+        assert whole["threshold"] == threshold  # of few baselines the largest
+        above = sum(row.balanced_accuracy > threshold for row in rows) / len(rows)
+        assert whole["share_above"] == above and 0 < above < 1
+        assert whole["mean_score"] == pytest.approx(sum(row.balanced_accuracy for row in rows) / len(rows))
+        page = client.get("/scores").text
+        assert page.index("planted</a>") and "neurons, not trained" in page
+        assert f"{len(rows)} of " in page
+        assert client.get("/scores?kind=model").text.count("No label of this kind") == 1
+        assert client.get("/scores?kind=magic").status_code == 422
+
+
+def test_the_threshold_is_what_95_percent_of_baselines_do_not_exceed() -> None:
+    rows = [
+        ScoreRow(feature_index=n, balanced_accuracy=n / 100, baseline=n / 200, correlation=None) for n in range(100)
+    ]
+    info = make_records("demo").info
+    found = scored(make_sae(), info, rows)
+    assert found.threshold == 94 / 200
+    assert found.share_above == pytest.approx(sum(n / 100 > 94 / 200 for n in range(100)) / 100)
+    assert found.mean_correlation is None and found.mean_baseline == pytest.approx(99 / 400)
+    assert found.margin == pytest.approx(1.96 * (found.share_above * (1 - found.share_above) / 100) ** 0.5)

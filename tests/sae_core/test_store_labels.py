@@ -79,7 +79,9 @@ def test_scores_come_back_as_they_were_with_every_trial(filled: Store) -> None:
     again = next(s for s in filled.scores("planted", [0]) if (s.kind, s.method) == ("pattern", "detection"))
     assert (again.text, again.balanced_accuracy) == ("another", 0.25)
     assert filled.scored_texts("planted")[0, "pattern", "detection"][0] == "another"
-    assert {row.balanced_accuracy for row in filled.score_rows("planted")} >= {0.25}
+    rows = filled.score_rows("planted", kind="pattern", method="detection")
+    assert [(row.feature_index, row.balanced_accuracy) for row in rows] == [(0, 0.25)]
+    assert filled.score_rows("planted", kind="model", method="detection") == []
     assert filled.scores("planted", [1]) == []
 
 

@@ -85,11 +85,7 @@ def read_explanation(answer: str) -> Explanation:
             label = " ".join("".join(c if c.isprintable() else " " for c in found["label"]).split())
             label = label.strip(" \"'“”.")[:LONGEST_LABEL].rstrip()
             if label:
-                certainty = found.get("certainty")
-                is_share = (
-                    isinstance(certainty, int | float) and not isinstance(certainty, bool) and 0 <= certainty <= 1
-                )
-                return Explanation(label, float(certainty) if is_share else None)
+                return Explanation(label, _share(found.get("certainty")))
     raise AnswerError("The model's answer has no label in it.")
 
 
@@ -102,6 +98,11 @@ def read_choice(answer: str, n: int) -> list[bool | None]:
     if isinstance(chosen, list) and all(_is_number(number, n) for number in chosen):
         return [number in chosen for number in range(1, n + 1)]
     return [None] * n
+
+
+def _share(found: Any) -> float | None:
+    is_number = isinstance(found, int | float) and not isinstance(found, bool)
+    return float(found) if is_number and 0 <= found <= 1 else None
 
 
 def _is_number(number: Any, n: int) -> bool:
