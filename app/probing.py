@@ -15,6 +15,7 @@ from app.deps import ProbeSort, clean_text
 from app.examples import TokenView, step
 from app.inference import Inference
 from app.points import PointsCache
+from sae_core.dashboards import check_has_weights
 from sae_core.errors import NotFoundError, PromptError
 from sae_core.records import FeaturePoint, IndexInfo, ProbeFeature, ProbeResult, SAESummary
 from sae_core.store import Store
@@ -112,6 +113,7 @@ async def probe_report(
 ) -> ProbeReport:
     """Probe `text`. The pinned feature is in the answer wherever it ranks, with zeros if it is not active."""
     sae, index = summary.sae, chosen_index(summary, corpus=corpus)
+    check_has_weights(sae)
     text = clean_text(text)
     if not text.strip():
         raise PromptError("The text is empty: type something to see which features it activates.")

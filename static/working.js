@@ -1,10 +1,10 @@
 // A feature that is being labelled in the background: loads the page again when that is done.
 
-const place = document.querySelector("[data-working]");
+const place = document.querySelector("[data-working-url]");
 
 async function look() {
   try {
-    const answer = await fetch(place.dataset.working);
+    const answer = await fetch(place.dataset.workingUrl);
     const { work } = await answer.json();
     if (answer.ok && !work?.is_running) return location.reload();
   } catch {

@@ -65,7 +65,8 @@ def make_basis(sae: SAEInfo, kind: str, *, k: int, runs: Path, device: str | Non
 
 def _components(covariance: Tensor) -> Tensor:
     """The principal components as rows, the one with the largest variance first."""
-    return torch.linalg.eigh(covariance)[1].flip(1).T.float()
+    directions: Tensor = torch.linalg.eigh(covariance)[1]  # columns, by rising variance
+    return directions.flip(1).T.float()
 
 
 @torch.inference_mode()

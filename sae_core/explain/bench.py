@@ -91,7 +91,7 @@ def _label(text: str, score: float | None) -> Label:
 
 
 def _automatic_reading(bench: Bench, feature_index: int) -> Predicts | None:
-    labels = bench.store.all_labels(bench.slug, feature_index)
+    labels = bench.store.labels_of_feature(bench.slug, feature_index)
     return next((reading(label.text) for label in labels if label.kind == "automatic"), None)
 
 

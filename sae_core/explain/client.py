@@ -194,7 +194,9 @@ def _reply(response: httpx.Response, messages: Sequence[Message]) -> Reply | Non
         events = [line[5:].strip() for line in response.text.splitlines() if line.startswith("data:")]
     else:
         events = [response.text]
-    parts, usage, known = [], {}, False
+    parts: list[str] = []
+    usage: Any = {}
+    known = False
     for event in events:
         if event == "[DONE]":
             continue

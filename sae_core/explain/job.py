@@ -226,11 +226,11 @@ class Labelling:
     def _other_label(self, feature_index: int) -> str | None:
         """What another feature is called: what a label says that has nothing to do with this one."""
         other = self.bench.another(feature_index)
-        found = [] if other is None else self.bench.store.all_labels(self.bench.slug, other)
+        found = [] if other is None else self.bench.store.labels_of_feature(self.bench.slug, other)
         return found[0].text if found else None
 
     def _own_label(self, feature_index: int) -> Label | None:
-        labels = self.bench.store.all_labels(self.bench.slug, feature_index)
+        labels = self.bench.store.labels_of_feature(self.bench.slug, feature_index)
         return next((label for label in labels if self._is_mine(label)), None)
 
     def _is_mine(self, label: Label) -> bool:

@@ -134,7 +134,7 @@ def test_while_it_goes_on_the_page_says_so_and_nobody_asks_twice(store: Store, s
         assert first["is_running"]
         assert client.post(f"{API}/explain", json={"by": "model"}).json() == first
         page = client.get(PAGE).text
-        assert f'data-working="{API}/scores"' in page and "Asking stub-7b" in page and "working.js" in page
+        assert f'data-working-url="{API}/scores"' in page and "Asking stub-7b" in page and "working.js" in page
         assert "test or find a label" not in page
         finished(client)
     assert stub.kinds.count("explain") == 1

@@ -48,7 +48,7 @@ def stub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StubLLM]:
 
 def labelled(home: Path, kind: str) -> list[int]:
     with closing(Store.open(f"sqlite:///{home}/saescope.db")) as store:
-        return [n for n in range(N_FEATURES) if any(own.kind == kind for own in store.all_labels("planted", n))]
+        return [n for n in range(N_FEATURES) if any(own.kind == kind for own in store.labels_of_feature("planted", n))]
 
 
 def test_patterns_need_nobody_and_are_fitted_once(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,7 +65,7 @@ def test_what_it_takes_is_said_before_anything_is_asked(
     command = ["label", "planted", "--top", "3", "--price-in", "1000", "--price-out", "1000"]
     assert cli.main([*command, "--estimate"]) == 0
     said = capsys.readouterr().out
-    assert stub.requests == [] and "3 take about 9 requests" in said and "Cost: " in said
+    assert stub.requests == [] and "3 take about 15 requests" in said and "Cost: " in said
     assert cli.main(command) == 0
     captured = capsys.readouterr()
     assert "3 labels" in captured.out and "requests" in captured.out

@@ -1,107 +1,113 @@
-"""Labels of all kinds, what people's labels replaced, scores with their trials, and the sample of an index."""
+"""Labels of others merged into one's own, on both databases."""
 
+import itertools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from sae_core.explain.bench import Bench, pattern_scores
-from sae_core.explain.records import LabelScore
+from sae_core.errors import InputError, NotFoundError
+from sae_core.records import Label
 from sae_core.store import Store
-from tests.factories import NOW, make_label, make_sae, make_vocabulary
-from tests.sae_core.explain.planted import N_FEATURES, SIZE, planted_records
+from sae_core.store_labels import UNDATED, Merged
+from tests.factories import NOW, make_label, make_records, make_sae, make_vocabulary
+
+Refuses = Callable[..., AbstractContextManager[None]]
+EARLIER, LATER = NOW - timedelta(days=1), NOW + timedelta(days=1)
 
 
 @pytest.fixture
 def filled(store: Store) -> Store:
-    store.add_sae(make_sae("planted", d_sae=N_FEATURES), make_vocabulary())
-    store.add_index(planted_records())
+    """SAE "demo" with a person's label at 0 and an automatic one at 1."""
+    store.add_sae(make_sae(), make_vocabulary())
+    store.add_index(make_records(n_features=30))
+    store.add_labels("demo", {0: make_label("spouses")})
+    store.add_labels("demo", {1: make_label("the sea", kind="automatic", author="describer", score=0.5)})
     return store
 
 
-def found(store: Store, words: str) -> list[int]:
-    return sorted(row.feature.feature_index for row in store.features("planted", q=words, within="label").items)
+def texts(store: Store) -> dict[tuple[int, str], str]:
+    return {(index, label.kind): label.text for index, label in store.all_labels("demo")}
 
 
-def test_a_person_wins_over_a_model_over_the_index_over_a_pattern(filled: Store) -> None:
-    for kind in ("pattern", "automatic", "model", "human"):
-        label = make_label(f"by {kind}", kind=kind)
-        if kind == "model":
-            label = replace(label, certainty=0.75, prompt_version="1.abc")
-        filled.add_labels("planted", {1: label})
-        assert filled.labels("planted", [1]) == {1: label}
-        assert found(filled, kind) == [1]
-        assert filled.feature("planted", 1).labels[0] == label
-    assert [label.kind for label in filled.all_labels("planted", 1)] == ["human", "model", "automatic", "pattern"]
-    assert found(filled, "model") == []
-    filled.delete_label("planted", 1)
-    assert found(filled, "model") == [1]
-
-
-def test_what_a_person_replaces_is_kept(filled: Store) -> None:
-    filled.add_labels("planted", {1: make_label("guess", kind="automatic", author="describer")})
-    for n, text in enumerate(("first", "second", "second")):
-        filled.add_labels("planted", {1: replace(make_label(text), created_at=NOW + timedelta(hours=n))})
-    filled.add_labels("planted", {1: make_label("model's", kind="model"), 2: make_label("only")})
-    filled.delete_label("planted", 1)
-    filled.delete_label("planted", 1)
-    history = filled.label_history("planted", 1)
-    assert [(old.text, old.kind) for old in history] == [
-        ("second", "human"),
-        ("first", "human"),
-        ("guess", "automatic"),
+def test_what_is_new_is_added_and_what_is_known_is_the_same(filled: Store) -> None:
+    new = [
+        (0, make_label("spouses")),
+        (0, make_label("about marriage", kind="automatic", author="describer")),
+        (2, make_label("numbers", author="ben")),
     ]
-    assert (history[1].created_at, history[1].replaced_at) == (NOW, NOW + timedelta(hours=1))
-    assert history[2].author == "describer"
-    assert filled.label_history("planted", 2) == ()
+
+    assert filled.merge_labels("demo", new) == Merged(added=2, replaced=0, kept=0, same=1)
+
+    assert texts(filled) == {
+        (0, "human"): "spouses",
+        (0, "automatic"): "about marriage",
+        (1, "automatic"): "the sea",
+        (2, "human"): "numbers",
+    }
+    assert [row.feature.feature_index for row in filled.features("demo", q="numbers", within="label").items] == [2]
+    assert filled.merge_labels("demo", new) == Merged(added=0, replaced=0, kept=0, same=3)
 
 
-def scored(store: Store) -> list[LabelScore]:
-    _, scores = pattern_scores(Bench(store, "planted"), 0)
-    return scores
+@pytest.mark.parametrize(
+    ("when", "stays", "expected"),
+    [
+        (LATER, "their words", Merged(added=0, replaced=1, kept=0, same=0)),
+        (EARLIER, "spouses", Merged(added=0, replaced=0, kept=1, same=0)),
+        (NOW, "spouses", Merged(added=0, replaced=0, kept=1, same=0)),
+        (UNDATED, "spouses", Merged(added=0, replaced=0, kept=1, same=0)),
+    ],
+)
+def test_of_two_the_later_one_stays(filled: Store, when: object, stays: str, expected: Merged) -> None:
+    theirs = replace(make_label("their words", author="ben"), created_at=when)
+
+    assert filled.merge_labels("demo", [(0, theirs)]) == expected
+
+    assert texts(filled)[0, "human"] == stays
+    again = filled.merge_labels("demo", [(0, theirs)])
+    assert (again.added, again.replaced) == (0, 0) and texts(filled)[0, "human"] == stays
 
 
-def test_scores_come_back_as_they_were_with_every_trial(filled: Store) -> None:
-    scores = scored(filled)
-    answers = [replace(trial, answer=None if n == 1 else n % 2 == 0) for n, trial in enumerate(scores[0].trials)]
-    scores[0] = replace(scores[0], trials=tuple(answers), precision=None, baseline=None)
-    filled.add_scores("planted", scores)
-    back = filled.scores("planted", [0])
-    assert len(back) == len(scores) >= 2
-    for score, kept in zip(
-        sorted(scores, key=lambda s: (s.kind, s.method)), sorted(back, key=lambda s: (s.kind, s.method)), strict=True
-    ):
-        assert replace(kept, trials=()) == replace(score, trials=())
-        for trial, other in zip(score.trials, kept.trials, strict=True):
-            assert other.activations == pytest.approx(trial.activations, abs=1e-3)
-            assert replace(other, activations=()) == replace(trial, activations=())
-    filled.add_scores("planted", [replace(scores[0], text="another", balanced_accuracy=0.25)])
-    again = next(s for s in filled.scores("planted", [0]) if (s.kind, s.method) == ("pattern", "detection"))
-    assert (again.text, again.balanced_accuracy) == ("another", 0.25)
-    assert filled.scored_texts("planted")[0, "pattern", "detection"][0] == "another"
-    rows = filled.score_rows("planted", kind="pattern", method="detection")
-    assert [(row.feature_index, row.balanced_accuracy) for row in rows] == [(0, 0.25)]
-    assert filled.score_rows("planted", kind="model", method="detection") == []
-    assert filled.scores("planted", [1]) == []
+def test_the_order_in_which_files_are_merged_does_not_matter(filled: Store) -> None:
+    files = [
+        [
+            (5, replace(make_label(f"{name} {i}", author=name), created_at=NOW + timedelta(hours=hour * (1 + i))))
+            for i in (0, 1)
+        ]
+        for name, hour in (("ana", 3), ("ben", 7), ("eve", 5))
+    ]
+    found = set()
+    for order in itertools.permutations(files):
+        filled.delete_label("demo", 5)
+        for labels in order:
+            filled.merge_labels("demo", labels)
+        found.add(texts(filled)[5, "human"])
+
+    assert found == {"ben 1"}
 
 
-def test_scores_and_sample_go_with_their_index(filled: Store) -> None:
-    filled.add_scores("planted", scored(filled))
-    filled.add_index(planted_records(with_sample=False))
-    assert filled.scores("planted", [0]) == [] and filled.sample("planted") is None
-    filled.delete_sae("planted")
+@pytest.mark.parametrize(
+    ("index", "label", "error", "words"),
+    [
+        (300, make_label("x"), NotFoundError, "no feature 300"),
+        (7, make_label("  "), InputError, "label of feature 7 is empty"),
+        (7, make_label("x", kind="divine"), InputError, "divine"),
+    ],
+)
+def test_one_bad_label_keeps_all_of_them_out(
+    index: int, label: Label, error: type[Exception], words: str, filled: Store, refuses: Refuses
+) -> None:
+    before = filled.all_labels("demo")
+
+    with refuses(error, words):
+        filled.merge_labels("demo", [(6, make_label("good")), (index, label)])
+
+    assert filled.all_labels("demo") == before
 
 
-def test_the_sample_holds_every_firing_of_its_contexts(filled: Store) -> None:
-    bench = Bench(filled, "planted")
-    assert bench.sample is not None
-    assert {len(ids) for ids in bench.sample.token_ids} == {SIZE}
-    detail = filled.feature("planted", 3)
-    known = {example.context_id: example.activations for example in detail.examples}
-    shared = 0
-    for number, context_id in enumerate(bench.sample.context_ids):
-        if context_id in known:
-            firings = bench.sample.firings(3).get(number, {})
-            assert [firings.get(p, 0.0) for p in range(SIZE)] == pytest.approx(known[context_id], abs=1e-3)
-            shared += 1
-    assert shared
+def test_labels_of_an_unknown_sae_are_refused(store: Store, refuses: Refuses) -> None:
+    for call in (lambda: store.all_labels("nobody"), lambda: store.merge_labels("nobody", [])):
+        with refuses(NotFoundError, "nobody"):
+            call()
