@@ -1,6 +1,6 @@
 """The pages: each route parses, makes one call and renders. The same facts are at the same address below `/api`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
@@ -35,7 +35,7 @@ from app.runs import run_news, run_view, unfinished
 from app.search import PLACES
 from sae_core.dashboards import check_has_weights
 from sae_core.errors import SaescopeError, WeightsError
-from sae_core.records import SAESummary
+from sae_core.records import IndexInfo, SAESummary
 from sae_core.runs import has_run
 
 ORDERS = [
@@ -76,8 +76,7 @@ def sae_page(
     return page(
         request, "sae.html", summary=summary, sae=summary.sae, index=index, has_index=bool(index),
         has_weights=bool(summary.sae.weights_path), corpus=query.corpus,
-        density=charts.density_chart(found), heatmap=charts.density_heatmap(found),
-        cosine_heatmap=charts.cosine_heatmap(found), ends=ends(store, index, found) if index else None,
+        ends=ends(store, index, found) if index else None, **(_drawn(store, points, index) if index else {}),
         cosines=charts.cosine_chart(cosines) if cosines else None,
         train_command=provenance.train_command(summary.sae),
         index_command=provenance.index_command(index) if index and summary.sae.weights_path else None,
@@ -86,6 +85,14 @@ def sae_page(
         own=own_corpora(summary, index) if index else None,
         charts_url=url(f"/api/saes/{slug}/charts", corpus=query.corpus),
     )  # fmt: skip
+
+
+def _drawn(store: StoreDep, points: PointsDep, index: IndexInfo) -> dict[str, Any]:
+    return {
+        "density": points.drawn(store, index, charts.density_chart),
+        "heatmap": points.drawn(store, index, charts.density_heatmap),
+        "cosine_heatmap": points.drawn(store, index, charts.cosine_heatmap),
+    }
 
 
 @router.get("/saes/{slug}/features")

@@ -70,6 +70,12 @@ class SAEInfo:
     config: Mapping[str, object] = field(default_factory=dict)
 
     @property
+    def origin(self) -> str | None:
+        """Where it was imported from; None if it was trained here."""
+        origin = self.config.get("imported_from")
+        return None if origin is None else str(origin)
+
+    @property
     def target_hook_name(self) -> str:
         """Where stands what it reconstructs: where it reads, but for a transcoder."""
         target, layer = self.config.get("target_hook"), self.config.get("target_layer")

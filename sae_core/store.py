@@ -166,7 +166,7 @@ class Store:
         with _without_collector(), self._database.writing() as connection:
             known = connection.execute(SAES.where(saes.c.slug == sae.slug)).mappings().one_or_none()
             kept = [] if known is None else list(iter_labels(connection, known["sae_id"]))
-            upsert_sae(connection, sae, vocabulary)
+            upsert_sae(connection, sae, vocabulary, visibility=self._new_saes)
             sae_id = sae_row_of(connection, sae.slug)["sae_id"]
             insert_index(connection, records, sae_id=sae_id, vocabulary=vocabulary)
             still = [(feature_index, label) for feature_index, label in kept if feature_index < sae.d_sae]

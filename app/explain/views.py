@@ -69,7 +69,7 @@ def trial_views(score: LabelScore, *, scale: float) -> list[TrialView]:
             is_hit=trial.is_hit,
             origin=ORIGINS[trial.origin],
             tokens=tuple(
-                TokenView(text, step(value, scale=scale), False, token_id, value, at, is_chosen=at in trial.marked)
+                TokenView(text, step(value, scale=scale), False, token_id, value, is_chosen=at in trial.marked)
                 for at, (text, token_id, value) in enumerate(
                     zip(trial.tokens, trial.token_ids, trial.activations, strict=True)
                 )
