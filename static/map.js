@@ -5,6 +5,7 @@ import { colour } from "./charts.js";
 
 const SIDE = 65535;
 const MOST_CORNERS = 100; // of an outline in the address; longer ones are thinned
+const GL_POINTS = 8000; // above this many the points are drawn by WebGL
 const place = document.getElementById("map");
 const status = document.getElementById("map-status");
 const form = document.getElementById("map-form");
@@ -23,7 +24,7 @@ function script(address) {
   });
 }
 
-// What a point's colour says: its number on the scale, and the marks of the scale's legend.
+// What a point's colour says: its number on the scale.
 function scaled(name, number) {
   const log = (value) => (value > 0 ? Math.log10(value) : null);
   switch (name) {
@@ -34,15 +35,14 @@ function scaled(name, number) {
   }
 }
 
-function legend(name) {
-  const title = form.elements.colour.selectedOptions[0].text;
-  const isNarrow = place.clientWidth < 600;
-  const bar = isNarrow
-    ? { title: { text: title, side: "bottom" }, orientation: "h", x: 0.5, y: 0, yanchor: "top", thickness: 8, len: 0.9, outlinewidth: 0 }
-    : { title: { text: title, side: "right" }, thickness: 10, len: 0.7, outlinewidth: 0 };
-  if (name !== "density") return bar;
-  const decades = [-6, -5, -4, -3, -2, -1, 0];
-  return { ...bar, tickvals: decades, ticktext: decades.map((e) => `${+(100 * 10 ** e).toFixed(4)}%`) };
+// What the palest and the darkest point stand for, in words.
+function writeScale(name, values) {
+  const known = values.filter((value) => value !== null);
+  document.getElementById("map-scale").hidden = !known.length;
+  const ends = known.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
+  const shown = ends.map((value) => (name === "density" ? percent(10 ** value) : value.toPrecision(3)));
+  document.getElementById("map-scale-name").textContent = form.elements.colour.selectedOptions[0].text;
+  ["map-scale-low", "map-scale-high"].forEach((id, i) => { document.getElementById(id).textContent = shown[i]; });
 }
 
 function shownNumbers() {
@@ -54,7 +54,7 @@ function hoverText(number) {
   const label = labels.get(number)?.text;
   const name = label && label.length > 70 ? `${label.slice(0, 69)}…` : label;
   const facts = `density ${percent(points.density[number])}, max ${points.max_activation[number].toPrecision(3)}`;
-  return `<b>#${number}</b>${name ? ` ${escaped(name)}` : ""}<br>${facts}`;
+  return `#${number}${name ? ` ${escaped(name)}` : ""}<br>${facts}`;
 }
 
 // Three layers: all features, those that a search found, and the outline of the selected part.
@@ -68,7 +68,9 @@ function traces({ found, selected }, area) {
     selectedpoints: area ? some.flatMap((i, place) => (isSelected.has(i) ? [place] : [])) : null,
     unselected: { marker: { opacity: 0.3 } },
   });
-  const common = { type: "scattergl", mode: "markers", hovertemplate: "%{text}<extra></extra>" };
+  const type = drawsBy(numbers.length);
+  const common = { type, mode: "markers", hovertemplate: "%{text}<extra></extra>" };
+  writeScale(kind, values);
   const size = Math.max(3, Math.min(7, 420 / Math.sqrt(numbers.length)));
   const lit = numbers.filter((number) => isFound.has(number));
   const grey = colour("--line-strong");
@@ -78,7 +80,7 @@ function traces({ found, selected }, area) {
       ...common, ...at(numbers), text: numbers.map(hoverText),
       marker: {
         size, opacity: found.length ? 0.35 : 0.85, color: values.map((value) => value ?? NaN),
-        colorscale: [[0, mixed(0.22)], [0.5, mixed(0.6)], [1, colour("--ink")]], colorbar: legend(kind), line: { width: 0 },
+        colorscale: [[0, mixed(0.22)], [0.5, mixed(0.6)], [1, colour("--ink")]], line: { width: 0 },
       },
     },
     {
@@ -86,7 +88,7 @@ function traces({ found, selected }, area) {
       marker: { size: size + 4, color: colour("--cool"), line: { width: 1.5, color: colour("--ink") } },
     },
     {
-      type: "scattergl", mode: "lines", hoverinfo: "skip", line: { color: grey, width: 1.5, dash: "dot" },
+      type, mode: "lines", hoverinfo: "skip", line: { color: grey, width: 1.5, dash: "dot" },
       x: outline.map(([x]) => x), y: outline.map(([, y]) => y),
     },
   ];
@@ -108,6 +110,13 @@ function layout() {
     newselection: { line: { color: colour("--ink") } },
     hoverlabel: { bgcolor: colour("--raised"), bordercolor: colour("--line"), font: { color: colour("--ink"), family: getComputedStyle(document.body).fontFamily }, align: "left" },
   };
+}
+
+// A browser may have no WebGL, or no more of it: then SVG, which is slower.
+function drawsBy(n) {
+  const canvas = n > GL_POINTS && document.createElement("canvas").getContext("webgl");
+  canvas?.getExtension?.("WEBGL_lose_context")?.loseContext();
+  return canvas ? "scattergl" : "scatter";
 }
 
 const mode = () => document.querySelector("#map-modes input:checked").value;
