@@ -1,6 +1,6 @@
 """The pages: each route parses, makes one call and renders. The same facts are at the same address below `/api`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
@@ -85,7 +85,7 @@ def sae_page(
     )  # fmt: skip
 
 
-def _drawn(store: StoreDep, points: PointsDep, index: IndexInfo) -> dict[str, object]:
+def _drawn(store: StoreDep, points: PointsDep, index: IndexInfo) -> dict[str, Any]:
     return {
         "density": points.drawn(store, index, charts.density_chart),
         "heatmap": points.drawn(store, index, charts.density_heatmap),

@@ -9,7 +9,7 @@ const GL_POINTS = 8000; // above this many the points are drawn by WebGL
 const place = document.getElementById("map");
 const status = document.getElementById("map-status");
 const form = document.getElementById("map-form");
-let points, labels = new Map(), touched = null, asked = 0;
+let points, labels = new Map(), touched = null, asked = 0, isWithoutGl = false;
 
 const state = () => new URLSearchParams(location.search);
 const chosen = () => JSON.parse(document.getElementById("map-found").textContent);
@@ -71,7 +71,7 @@ function traces({ found, selected }, area) {
   const type = drawsBy(numbers.length);
   const common = { type, mode: "markers", hovertemplate: "%{text}<extra></extra>" };
   writeScale(kind, values);
-  const size = Math.max(3, Math.min(7, 420 / Math.sqrt(numbers.length)));
+  const size = Math.max(2.5, Math.min(7, (0.44 * place.clientWidth) / Math.sqrt(numbers.length)));
   const lit = numbers.filter((number) => isFound.has(number));
   const grey = colour("--line-strong");
   const outline = area ? area.concat([area[0]]) : [];
@@ -85,7 +85,7 @@ function traces({ found, selected }, area) {
     },
     {
       ...common, ...at(lit), text: lit.map(hoverText),
-      marker: { size: size + 4, color: colour("--cool"), line: { width: 1.5, color: colour("--ink") } },
+      marker: { size: 1.6 * size, color: colour("--cool"), line: { width: 1.5, color: colour("--ink") } },
     },
     {
       type, mode: "lines", hoverinfo: "skip", line: { color: grey, width: 1.5, dash: "dot" },
@@ -112,23 +112,27 @@ function layout() {
   };
 }
 
-// A browser may have no WebGL, or no more of it: then SVG, which is slower.
-function drawsBy(n) {
-  const canvas = n > GL_POINTS && document.createElement("canvas").getContext("webgl");
-  canvas?.getExtension?.("WEBGL_lose_context")?.loseContext();
-  return canvas ? "scattergl" : "scatter";
-}
+const drawsBy = (n) => (n > GL_POINTS && !isWithoutGl ? "scattergl" : "scatter");
 
 const mode = () => document.querySelector("#map-modes input:checked").value;
 
-function draw() {
+async function draw() {
+  await drawn();
+  if (isWithoutGl || !place.querySelector(".no-webgl")) return;
+  isWithoutGl = true; // a browser may have no WebGL, or no more of it: then SVG, which is slower
+  Plotly.purge(place);
+  place.replaceChildren();
+  await drawn();
+}
+
+function drawn() {
   const numbers = state().get("area")?.split(",").map(Number) ?? [];
   const [a, b, c, d] = numbers;
   const area = numbers.length === 4
     ? [[a, b], [c, b], [c, d], [a, d]]
     : numbers.length > 4 ? numbers.flatMap((x, i) => (i % 2 ? [] : [[x, numbers[i + 1]]])) : null;
   const size = { displayModeBar: false, responsive: true, scrollZoom: true, doubleClick: "reset" };
-  return Plotly.react(place, traces(chosen(), area), layout(), size);
+  return Plotly.react(place, traces(chosen(), area), layout(), size).then(listenToChart);
 }
 
 // The page of another selection: its address, its list, its points; the chart stays.
@@ -181,7 +185,9 @@ function open(number) {
   location.href = place.dataset.features + number + (corpus ? `?corpus=${encodeURIComponent(corpus)}` : "");
 }
 
-function listen() {
+function listenToChart() {
+  place.removeAllListeners("plotly_click");
+  place.removeAllListeners("plotly_selected");
   place.on("plotly_click", ({ points: [point] }) => {
     const number = point.customdata;
     if (number === undefined) return;
@@ -194,6 +200,9 @@ function listen() {
     Plotly.relayout(place, { selections: [] }); // the outline is drawn from the address
     show(withParameters({ area }));
   });
+}
+
+function listen() {
   for (const radio of document.querySelectorAll("#map-modes input")) {
     radio.addEventListener("change", () => Plotly.relayout(place, { dragmode: mode() }));
   }
