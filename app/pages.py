@@ -25,6 +25,8 @@ from app.deps import (
 )
 from app.ends import ends
 from app.examples import example_groups, list_rows, unfurled
+from app.explain.routes import BackgroundDep
+from app.explain.views import tested
 from app.pareto import own_corpora, pareto
 from app.pareto_plot import plots
 from app.probing import chosen_index, probe_report, probe_view
@@ -120,10 +122,12 @@ def random_feature(store: StoreDep, slug: Slug, query: CorpusParams) -> Response
 
 @router.get("/saes/{slug}/features/{feature_index}")
 def feature_page(
-    request: Request, store: StoreDep, slug: Slug, feature_index: FeatureIndex, query: FeatureParams
-) -> Response:
+    request: Request, store: StoreDep, labelling: BackgroundDep, slug: Slug, feature_index: FeatureIndex,
+    query: FeatureParams,
+) -> Response:  # fmt: skip
     index = store.index(slug, corpus=query.corpus)
     detail = store.feature(slug, feature_index, corpus=query.corpus)
+    scores = store.scores(slug, [feature_index], corpus=query.corpus)
     has_bos, here = index.corpus.prepend_bos, f"/saes/{slug}/features/{feature_index}"
     return page(
         request, "feature_embed.html" if query.embed else "feature.html",
@@ -133,6 +137,8 @@ def feature_page(
         detail=detail, feature=detail.feature, chart=charts.activation_chart(detail.feature),
         groups=example_groups(detail.feature, detail.examples, signs=query.breaks, has_bos=has_bos),
         description=unfurled(detail.feature, detail.examples), permalink=absolute(request, here),
+        tested=tested(detail, scores, opened=query.tested), history=store.label_history(slug, feature_index),
+        work=labelling.work(slug, feature_index, query.corpus), llm=labelling.model,
         lists=store.lists()[:MAX_OFFERED_LISTS], held=store.lists_with(slug, feature_index), author=author_of(request),
     )  # fmt: skip
 

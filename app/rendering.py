@@ -65,6 +65,7 @@ def page(request: Request, template: str, *, status_code: int = 200, **values: o
     if not identity.may("editor"):
         values.setdefault("read_only", True)
     request.state.is_framed = template.endswith("_embed.html")
+    request.state.has_webgl = template == "map.html"
     environment: Environment = request.app.state.templates
     text = environment.get_template(template).render(request=request, identity=identity, **values)
     return HTMLResponse(under(request.scope.get("root_path", ""), text), status_code=status_code)
@@ -87,8 +88,10 @@ def under(root: str, html: str) -> str:
     return _OWN_ADDRESS.sub(rf"\g<0>{root}", html) if root else html
 
 
+# `data-t` is a token's text; of the other data a script may read, what begins like an address is one.
 _OWN_ADDRESS = re.compile(
-    r' (?:href|src|action|data-(?:api|charts|events|features|next|order|url|address|\w+-url))="(?=/(?!/))'
+    r' (?:(?:href|src|action)="(?=/(?!/))'
+    r'|data-(?!t=)[\w-]+="(?=/(?:api|static|saes|lists|runs|learn|compare|probe|p)[/?"]))'
 )
 
 
