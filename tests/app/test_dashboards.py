@@ -122,7 +122,6 @@ def test_in_and_out_by_command(
 
     assert cli.main(["import", str(bulk)]) == 0
     assert f"Next: saescope serve, then open /saes/{SLUG}" in capsys.readouterr().out
-    assert cli.main(["map", SLUG]) == 0  # of the neighbours that are in the files
     for form in ("neuronpedia", "csv", "parquet"):
         assert cli.main(["export", SLUG, "--format", form]) == 0
         assert "12 features with their examples." in capsys.readouterr().out
