@@ -10,7 +10,7 @@ WORKDIR /app
 COPY .ci/setup .ci/
 RUN --mount=type=cache,target=/root/.cache/pip sh .ci/setup torch
 
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml requirements.lock README.md LICENSE ./
 COPY app app
 COPY sae_core sae_core
 COPY templates templates
@@ -23,4 +23,7 @@ RUN --mount=type=cache,target=/root/.cache/pip sh .ci/setup app && \
 USER saescope
 VOLUME /data
 EXPOSE 8000
+# At this address a token is needed: docs/operations.md.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
 CMD ["saescope", "serve", "--host", "0.0.0.0", "--port", "8000"]

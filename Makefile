@@ -66,6 +66,18 @@ bench-index: .venv/.installed ## Time the index against its floor and SAEDashboa
 bench-web: .venv/.installed-dev ## Time the dashboard's pages under eight clients, with 4,096 and with a million features
 	@$(python) -m benchmarks.web $(ARGS)
 
+.PHONY: bench-soak
+bench-soak: .venv/.installed-dev ## Fifty people at the dashboard for half an hour, and a thousand streams (shorter: ARGS='--seconds 60')
+	@$(python) -m benchmarks.soak $(ARGS)
+
+.PHONY: lock
+lock: .venv/.installed-dev ## Pin what is installed in requirements.lock, and list its licences in docs/licences.md
+	@$(python) .ci/lock.py
+
+.PHONY: audit
+audit: .venv/.installed-dev ## Look for known weaknesses in the pinned packages (needs the network)
+	@$(python) -m pip install -q pip-audit && $(python) -m pip_audit -r requirements.lock --disable-pip --no-deps
+
 .PHONY: clean
 clean: ## Remove .venv and what tools left behind; your runs and databases stay
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

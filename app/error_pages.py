@@ -29,10 +29,12 @@ TITLES = {
     507: "The disk is full",
 }
 SENTENCES = {
+    400: "The body of the request cannot be read: send what /docs shows, as JSON in UTF-8.",
     404: "There is no page at this address.",
     405: "This address does not take that kind of request.",
     413: "The request is larger than this server reads.",
 }
+UNREADABLE = "There was an error parsing the body"  # what FastAPI says of it
 UNEXPECTED = "An unexpected error happened; the server's log has the details."
 
 
@@ -64,7 +66,7 @@ async def _domain_error(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    plain = error.detail == HTTPStatus(error.status_code).phrase
+    plain = error.detail in (HTTPStatus(error.status_code).phrase, UNREADABLE)
     message = SENTENCES.get(error.status_code, error.detail) if plain else error.detail
     response = error_response(request, status=error.status_code, message=message)
     response.headers.update(error.headers or {})

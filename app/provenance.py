@@ -16,9 +16,11 @@ INDEX_TOKENS = 1_000_000  # what `saescope index` reads at most by itself
 
 
 def train_command(sae: SAEInfo) -> str | None:
-    """The command that trains this SAE again, or imports it; None where that is not known."""
+    """The command that makes this SAE again, or imports it; None where that is not known."""
     if sae.origin is not None:
         return _import_command(sae)
+    if sae.config.get("basis"):
+        return f"saescope basis {sae.config['basis_of']} --kind {sae.config['basis']} --k {sae.k}"
     if not sae.config.get("model") or not sae.config.get("corpus"):
         return None
     return _wrapped(["saescope", "train", *_options(sae.config, TrainConfig, always=ALWAYS_SHOWN)])

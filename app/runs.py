@@ -2,13 +2,16 @@
 
 import asyncio
 import math
+import threading
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from anyio import CapacityLimiter, to_thread
+from anyio.lowlevel import RunVar
 from fastapi.sse import ServerSentEvent
-from starlette.concurrency import run_in_threadpool
 
 from app import provenance
 from app.curves import CURVES, Curve, LineChart, curve_figures, line_chart
@@ -35,6 +38,7 @@ LOOK_SECONDS = 1.0  # between two looks at a run that is at work
 MOST_POINTS = 1000  # of a curve: more than a screen has columns for
 UNRESOLVED_DAYS = 7  # so long the start page reminds of what stopped or failed
 UNRESOLVED_RUNS = 3
+STREAM_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,8 +163,9 @@ async def run_events(
     reader = PointsReader(home, run_id)
     told: RunTick | None = None
     sent = 0
+    threads = _stream_threads()
     while True:
-        tick, starts, first, points = await run_in_threadpool(_look, home, run_id, reader)
+        tick, starts, first, points = await to_thread.run_sync(_look, home, run_id, reader, limiter=threads)
         if told is None:
             sent = _known(last_event_id, starts=starts, most=len(points))
             first, points, replaces = sent, points[sent:], sent == 0
@@ -185,9 +190,22 @@ async def run_events(
         return  # the server ends
 
 
+def _stream_threads() -> CapacityLimiter:
+    """The threads in which streams look at their runs: a few of their own, so that a thousand hold up no page."""
+    try:
+        return _STREAM_THREADS.get()
+    except LookupError:
+        threads = CapacityLimiter(STREAM_THREADS)
+        _STREAM_THREADS.set(threads)
+        return threads
+
+
+_STREAM_THREADS: RunVar[CapacityLimiter] = RunVar("saescope_stream_threads")  # one in each event loop
+
+
 def _look(home: Path, run_id: str, reader: PointsReader) -> tuple[RunTick, int, int, list[RunPoint]]:
     """How it is, how often it was started, and the points that are new, with the number of the first."""
-    run = read_run(home, run_id)
+    run = _RUNS_LOOKED_AT.run(home, run_id)
     first, points = reader.new()
     news = _news(run, reader.last, log_tail(home, run_id, reader.last))
     tick = RunTick(
@@ -195,6 +213,27 @@ def _look(home: Path, run_id: str, reader: PointsReader) -> tuple[RunTick, int, 
         shown=news.shown, log=news.log,
     )  # fmt: skip
     return tick, run.starts, first, points
+
+
+class _LookedAt:
+    """A run as it was a moment ago, for all who listen to it: a thousand streams read its files once a second."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs: dict[tuple[Path, str], tuple[float, Run]] = {}
+
+    def run(self, home: Path, run_id: str) -> Run:
+        with self._lock:
+            now = time.monotonic()
+            at, run = self._runs.get((home, run_id), (-LOOK_SECONDS, None))
+            if run is None or now - at >= LOOK_SECONDS / 2:
+                run = read_run(home, run_id)
+                self._runs = {key: kept for key, kept in self._runs.items() if now - kept[0] < LOOK_SECONDS}
+                self._runs[home, run_id] = now, run
+            return run
+
+
+_RUNS_LOOKED_AT = _LookedAt()
 
 
 def _known(last_event_id: str | None, *, starts: int, most: int) -> int:

@@ -88,7 +88,7 @@ def measured(url: str, engine: str, n_features: int, n_requests: int) -> dict[st
     with closing(Store.open(url)) as store:
         store.add_sae(planted_sae(n_features), vocabulary())
         store.add_index(planted_records(n_features))
-    with served(url) as address:
+    with TemporaryDirectory(prefix="saescope-bench-") as home, served(url, home=Path(home)) as (address, _):
         found = {}
         for name, address_of in pages(n_features).items():
             rng = random.Random(name)
@@ -98,26 +98,25 @@ def measured(url: str, engine: str, n_features: int, n_requests: int) -> dict[st
 
 
 @contextmanager
-def served(url: str) -> Iterator[str]:
-    """The address of a dashboard over this database."""
+def served(url: str, *, home: Path) -> Iterator[tuple[str, int]]:
+    """The address of a dashboard over this database, and its process."""
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
-    with TemporaryDirectory(prefix="saescope-bench-") as home:
-        environment = os.environ | {"SAESCOPE_DATABASE_URL": url, "SAESCOPE_HOME": home}
-        root = Path(__file__).parents[1]
-        process = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.DEVNULL)
-        address = f"http://127.0.0.1:{port}"
-        try:
-            deadline = time.monotonic() + 60
-            while not _answers(address):
-                if time.monotonic() > deadline or process.poll() is not None:
-                    raise RuntimeError(f"the server at {address} does not answer")
-                time.sleep(0.1)
-            yield address
-        finally:
-            process.terminate()
-            process.wait(20)
+    environment = os.environ | {"SAESCOPE_DATABASE_URL": url, "SAESCOPE_HOME": str(home)}
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while not _answers(address):
+            if time.monotonic() > deadline or process.poll() is not None:
+                raise RuntimeError(f"the server at {address} does not answer")
+            time.sleep(0.1)
+        yield address, process.pid
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 async def asked(address: str, paths: list[str]) -> list[tuple[float, float, int]]:

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from sae_core.access_records import Visibility
 from sae_core.bands import N_BANDS, band_edges
+from sae_core.explain.records import PackedSample
 from sae_core.tokens_text import whole_text
 
 TOP_BAND = 0
@@ -217,13 +218,15 @@ class NearestFeature:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Label:
-    """What a feature is called, and who says so. `kind` is "human" or "automatic"."""
+    """What a feature is called, and who says so. `kind`: one of `labels.KINDS`."""
 
     text: str
     kind: str
     author: str
     score: float | None
     created_at: datetime
+    certainty: float | None = None  # of the language model that wrote it, as it says itself
+    prompt_version: str | None = None  # what that model was asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,13 +331,14 @@ class PackedExamples:
 class IndexRecords:
     """A finished index on its way to the store. The iterables are consumed once, in this order.
 
-    Contexts are those that an example points at.
+    Contexts are those that an example points at, and those of the sample.
     """
 
     info: IndexInfo
     contexts: Iterable[Context]
     features: Iterable[PackedFeature]
     examples: Iterable[PackedExamples]
+    sample: PackedSample | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,7 +107,7 @@ async function goOn() {
     const run = document.getElementById("run");
     const next = run?.dataset.next;
     if (next) {
-      if (run.hasAttribute("data-follow")) location.assign(next.startsWith("/runs/") ? `${next}?follow=1` : next);
+      if (run.hasAttribute("data-follow")) location.assign(next.includes("/runs/") ? `${next}?follow=1` : next);
       return;
     }
     await new Promise((resolve) => setTimeout(resolve, 2000));

@@ -5,16 +5,19 @@ A route that is new is walked as well. If it has a parameter that FILLED does no
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.testclient import TestClient
 
+import app as app_package
 from app.access.policy import OPEN, SAFE_METHODS, needed_role
 from sae_core.store import Store
 from tests.app.access.conftest import HIDDEN, SECRET_LABEL, UNKNOWN, Client
 
+APP = Path(app_package.__file__).parent
 FILLED = {"item_id": "1", "feature_index": "0", "kind": "csv", "format": "csv", "corpus": "stories"}
 NAMED_AFTER_SAE = ("slug", "run_id", "sae", "a", "b")  # of parameters in the path and of those behind "?"
 QUERY = "text=king&q=secret&a={0}/0&b=demo/0&sae={0}&slug={0}&format=csv&feature=0&list_id={1}"
@@ -111,6 +114,13 @@ def test_to_a_reader_a_hidden_sae_is_one_that_is_not_there(app: FastAPI, as_role
         if HIDDEN in address and "events" not in address:
             shown_to_editors.add(editor.get(address).status_code)
     assert 200 in shown_to_editors
+
+
+def test_routes_have_no_other_way_to_what_is_stored() -> None:
+    """Only the dependencies, which ask who it is, touch the app's own store and the list of all runs."""
+    sources = {path.relative_to(APP).as_posix(): path.read_text(encoding="utf-8") for path in APP.rglob("*.py")}
+    assert {name for name, text in sources.items() if "state.store" in text} == {"main.py", "deps.py", "access/gate.py"}
+    assert {name for name, text in sources.items() if "list_runs(" in text} == {"deps.py", "runs.py"}
 
 
 def nameless(text: str) -> str:

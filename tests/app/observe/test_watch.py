@@ -119,7 +119,7 @@ def test_every_address_stands_below_the_root_path(store: Store, tmp_path: Path, 
             assert [a for a in local if a.startswith("/lab/scope/lab")] == [], path
             twin = checked.alternate or ""
             assert client.get(twin.removeprefix("" if keeps_prefix else "/lab/scope")).status_code == 200, twin
-            assert re.findall(r' data-[\w-]+="(/(?:saes|api|lists|runs)[^"]*)"', response.text) == [], path
+            assert re.findall(r' data-[\w-]+="(/(?:saes|api|static|lists|runs)[^"]*)"', response.text) == [], path
         assert client.get(prefix + "/saes").headers["location"] == "/lab/scope/"
         made = client.post(prefix + "/lists", data={"title": "below"})
         assert made.headers["location"].startswith("/lab/scope/lists/")

@@ -155,7 +155,10 @@ def test_the_command_says_what_to_suspect_and_ends_with_1(
 
     error = capsys.readouterr().err
     assert "FVU above 1" in error and "Suspect its bias subtraction" in error and "Traceback" not in error
-    assert run(*words, "--no-check") == 0
+    (path / "cfg.json").write_text((path / "cfg.json").read_text().replace("false", "true"))
+    assert run(*words) == 2
+    assert "--replace" in capsys.readouterr().err
+    assert run(*words, "--replace") == 0
 
 
 def test_without_the_models_weights_an_import_is_not_checked_and_says_so(
