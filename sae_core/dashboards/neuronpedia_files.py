@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +236,7 @@ class _Reader:
         value = self._row.get(name)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not _is_number(value):
             raise self.wrong(f"{name} is {str(value)[:40]!r}, not a number")
         return float(value)
 
@@ -249,8 +250,10 @@ class _Reader:
         values = self._row.get(name) or []
         if not isinstance(values, list):
             raise self.wrong(f"{name} is no list")
+        if set(map(type, values)) <= {int, float} and _is_finite(values):  # most lines; a sum is made at once
+            return tuple(map(float, values))
         for value in values:
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if not _is_number(value):
                 raise self.wrong(f"{name} holds {str(value)[:40]!r}, which is no number")
         return tuple(map(float, values))
 
@@ -269,6 +272,20 @@ class _Reader:
         return tuple((int(number), cosine) for number, cosine in zip(numbers, values, strict=True))
 
 
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return _is_finite([value])
+
+
+def _is_finite(values: list[float]) -> bool:
+    try:
+        return math.isfinite(sum(values))
+    except OverflowError:  # an integer that no float holds
+        return False
+
+
+@lru_cache(maxsize=1 << 16)
 def _whole(text: str) -> str:
     """JSON can spell half a surrogate pair, which is no character."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

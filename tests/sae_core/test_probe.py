@@ -34,6 +34,17 @@ def info(model: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> SAEI
     return save_sae(sae, folder, model, layer=1, hook="resid_post", context_size=32)
 
 
+def test_a_start_token_in_the_text_is_not_repeated(prober: Prober) -> None:
+    bos = prober.model.tokenizer.bos_token
+
+    written, plain_text = prober.probe(f"{bos}The whale sang."), prober.probe("The whale sang.")
+
+    assert [t.token_id for t in written.tokens] == [t.token_id for t in plain_text.tokens]
+    assert written.features == plain_text.features
+    with pytest.raises(PromptError, match="only a start token"):
+        prober.probe(bos)
+
+
 @pytest.fixture(scope="module")
 def prober(info: SAEInfo, model: LanguageModel) -> Prober:
     return Prober(info, model=model)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -170,6 +171,33 @@ def test_a_feature_whose_examples_stand_in_two_files_has_all_of_them(
     assert [e.activation for e in sqlite_store.feature(SLUG, 4).examples][:4] == [5.0, 4.5, 4.0, 3.0]
 
 
+def test_memory_grows_by_some_bytes_an_example_not_by_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "PART_EXAMPLES", 20)
+    tokens, values = (
+        [f" word{i}" for i in range(1000)],
+        [float(i) for i in range(1000)],
+    )
+    peaks = []
+    for n in (40, 400):
+        bulk = tmp_path / f"bulk{n}"
+        write_batch(bulk, "features", 0, [feature_row(0)])
+        write_batch(
+            bulk,
+            "activations",
+            0,
+            [example_row(0, peak=1, tokens=[f"{i}", *tokens[1:]], values=values) for i in range(n)],
+        )
+        dashboard = Dashboard(bulk, home=tmp_path / f"home{n}")
+        tracemalloc.start()
+        assert dashboard.gather(StopRequest())
+        sum(1 for _ in dashboard.records().contexts)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert dashboard.n_contexts == n
+
+    assert peaks[1] - peaks[0] < 360 * 1000  # a kilobyte an example, where its tokens and values take 8
+
+
 @pytest.mark.parametrize(
     ("kind", "rows", "words"),
     [
@@ -188,6 +216,9 @@ def test_a_feature_whose_examples_stand_in_two_files_has_all_of_them(
         ("activations", [example_row(0, peak=1, tokens=["a"])], ["activations/batch-2", "1 tokens have 7 values"]),
         ("activations", [example_row(0, peak=1, tokens=[1] * 7)], ["no list of strings"]),
         ("activations", [example_row(0, peak=1, values=[0] * 6 + [float("inf")])], ["values holds 'inf'"]),
+        ("activations", [example_row(0, peak=1, values=[0] * 6 + [True])], ["values holds 'True'"]),
+        ("activations", [example_row(0, peak=1, values=[0] * 6 + [10**400])], ["values holds '1000"]),
+        ("features", [feature_row(0, maxActApprox=10**400)], ["maxActApprox is '1000"]),
         ("activations", [example_row(0, peak=1, tokens=["a"] * 65_537, values=[0] * 65_537)], ["65,537 tokens"]),
         ("activations", [example_row(99, peak=1)], ["feature 99, which features/ does not have"]),
         ("explanations", [explanation_row(0, "x", description=None)], ["description is no text"]),
