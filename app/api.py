@@ -84,11 +84,11 @@ def sae(store: StoreDep, slug: Slug, query: CorpusParams) -> SAESummary:
 
 @router.get("/saes/{slug}/charts", summary="The SAE page's charts as Plotly figures")
 def sae_charts(store: StoreDep, points: PointsDep, slug: Slug, query: CorpusParams) -> dict[str, Any]:
-    found = list(points.points(store, store.index(slug, corpus=query.corpus)).values())
+    index = store.index(slug, corpus=query.corpus)
     return {
-        "density": charts.density_figure(found),
-        "scatter": charts.scatter_figure(found),
-        "cosine": charts.cosine_figure(found),
+        "density": points.drawn(store, index, charts.density_figure),
+        "scatter": points.drawn(store, index, charts.scatter_figure),
+        "cosine": points.drawn(store, index, charts.cosine_figure),
     }
 
 

@@ -22,6 +22,8 @@ from app.access.commands import (
 from app.cli_export import EXPORT, EXPORT_EXAMPLES, add_export_arguments, run_export
 from app.cli_import import IMPORT, IMPORT_EXAMPLES, add_import_arguments, run_import
 from app.cli_labels import LABELS, LABELS_EXAMPLES, add_labels_arguments, run_labels
+from app.explain.basis import BASIS, add_basis_arguments, run_basis
+from app.explain.command import LABEL, LABEL_EXAMPLES, add_label_arguments, run_label
 from app.settings import Settings
 from sae_core.arguments import (
     add_device_argument,
@@ -159,6 +161,12 @@ def make_parser() -> argparse.ArgumentParser:
     _add_address(serve)
     add_serving_arguments(serve)
     serve.set_defaults(run=run_serve)
+    basis = _command(commands, "basis", "make neurons or principal components to compare an SAE with", BASIS)
+    add_basis_arguments(basis)
+    basis.set_defaults(run=lambda arguments: run_basis(arguments, settings=_settings(arguments)))
+    labelling = _command(commands, "label", "name features and test the names", LABEL, LABEL_EXAMPLES)
+    add_label_arguments(labelling)
+    labelling.set_defaults(run=lambda arguments: run_label(arguments, settings=_settings(arguments)))
     exporting = _command(commands, "export", "write features or an SAE into files", EXPORT, EXPORT_EXAMPLES)
     add_export_arguments(exporting)
     exporting.set_defaults(run=run_export_command)

@@ -56,6 +56,12 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--dtype", default="float32", metavar="TYPE", help="of the model: float32, bfloat16 or float16")
     what.add_argument("--slug", metavar="NAME", help="its name in URLs (from model, layer, format and width)")
+    what.add_argument(
+        "--replace",
+        dest="replaces",
+        action="store_true",
+        help="in place of an import of that name with other settings, whose indexes and labels go",
+    )
     check = parser.add_argument_group("the self-check")
     check.add_argument(
         "--check-corpus", nargs="+", default=["python-docs"], metavar="SOURCE", help="text to check it on (python-docs)"
@@ -108,7 +114,7 @@ def _import_weights(arguments: argparse.Namespace, settings: Settings, store: "S
             name: getattr(arguments, name)
             for name in (
                 "format", "layer", "hook", "target_layer", "target_hook", "slug", "input_scale", "dtype",
-                "context_size", "prepend_bos",
+                "context_size", "prepend_bos", "replaces",
             )
         },
     )  # fmt: skip
@@ -117,9 +123,11 @@ def _import_weights(arguments: argparse.Namespace, settings: Settings, store: "S
     store.add_sae(imported.info, vocabulary(load_tokenizer(arguments.model)))
     _say(imported)
     is_right = not arguments.checks or _checked(imported, arguments)
-    corpus = " ".join(arguments.check_corpus)
-    print(f"Next: saescope index {imported.info.slug} --corpus {corpus}")
-    return 0 if is_right else 1
+    if not is_right:
+        print(f"Once you know: the same command with what it should be and --slug {imported.info.slug} --replace")
+        return 1
+    print(f"Next: saescope index {imported.info.slug} --corpus {' '.join(arguments.check_corpus)}")
+    return 0
 
 
 def _check_unused(store: "Store", info: "SAEInfo") -> None:

@@ -172,6 +172,9 @@ class FeatureQuery(CorpusQuery):
 
     width: Width = "short"
     breaks: bool = False
+    tested: Annotated[str | None, Field(max_length=40)] = Field(
+        default=None, description="show the texts of a score: kind of label and method, as in model-detection"
+    )
     embed: bool = False
     parts: Annotated[list[Part], BeforeValidator(_split)] = Field(default=[], description="default: EMBEDDED_PARTS")
     examples: int = Field(default=8, ge=1, le=20)

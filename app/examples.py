@@ -6,7 +6,8 @@ Records come from the store or the probe; templates only print what is decided h
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from app.numbers import number, percent
@@ -27,15 +28,18 @@ class TokenView(NamedTuple):
     is_peak: bool
     token_id: int
     activation: float
-    position: int
     original: str | None = None
     is_special: bool = False
     is_chosen: bool = False
+    position: int = -1  # in a probed text, where a token can be picked
+
+    @property
+    def is_marked(self) -> bool:
+        """Most are not: only their text is printed."""
+        return bool(self.step or self.is_peak or self.is_special or self.is_chosen) or self.original is not None
 
     @property
     def classes(self) -> str:
-        if not (self.step or self.is_peak or self.is_special or self.is_chosen):
-            return ""  # most tokens
         parts = [f"a{self.step}" if self.step else "", "peak" if self.is_peak else ""]
         parts += ["special" if self.is_special else "", "chosen" if self.is_chosen else ""]
         return " ".join(part for part in parts if part)
@@ -101,9 +105,10 @@ def step(activation: float, *, scale: float) -> int:
     return min(STEPS, max(1, math.ceil(STEPS * activation / scale - 1e-9)))
 
 
+@lru_cache(maxsize=1 << 16)
 def with_signs(text: str) -> str:
-    """`text` with whitespace made visible."""
-    return "".join(SIGNS.get(character, character) for character in text)
+    """`text` with whitespace made visible; itself where there is none."""
+    return "".join(SIGNS.get(character, character) for character in text) if set(text) & set(SIGNS) else text
 
 
 def token_views(
@@ -115,23 +120,32 @@ def token_views(
     span: tuple[int, int] | None = None,
 ) -> list[TokenView]:
     """The tokens of an example from `span[0]` to before `span[1]`, coloured over `scale`, the feature's maximum."""
-    views = []
-    for position in range(*(span or (0, len(example.tokens)))):
-        token, activation = example.tokens[position], example.activations[position]
-        shown = with_signs(token) if signs else token
-        views.append(
-            TokenView(
-                shown,
-                step(activation, scale=scale) if activation else 0,
-                position == example.position,
-                example.token_ids[position],
-                activation,
-                position,
-                token if shown != token else None,
-                has_bos and position == 0,
-            )
+    start, end = span or (0, len(example.tokens))
+    texts = example.tokens[start:end]
+    shown = map(with_signs, texts) if signs else texts
+    peak, special = example.position, 0 if has_bos else -1
+    return [
+        TokenView(
+            text,
+            step(activation, scale=scale) if activation else 0,
+            position == peak,
+            token_id,
+            activation,
+            None if text is token else token,
+            position == special,
         )
-    return views
+        if activation or position in (peak, special) or text is not token
+        else _plain_view(text, token_id)
+        for position, text, token, token_id, activation in zip(
+            range(start, end), shown, texts, example.token_ids[start:end], example.activations[start:end], strict=True
+        )
+    ]
+
+
+@lru_cache(maxsize=1 << 16)
+def _plain_view(text: str, token_id: int) -> TokenView:
+    """What most tokens are, again and again."""
+    return TokenView(text, 0, False, token_id, 0.0)
 
 
 def example_view(example: Example, *, scale: float, signs: bool = False, has_bos: bool = False) -> ExampleView:
@@ -170,10 +184,19 @@ def one_line(
     while end < len(example.tokens) and after > 0:
         after -= len(example.tokens[end])
         end += 1
-    views = token_views(example, scale=scale, span=(start, end))
-    cut = [view._replace(text=_on_one_line(view.text), original=None) for view in views]
+    tokens = tuple(map(_on_one_line, example.tokens[start:end]))
+    views = token_views(
+        replace(
+            example,
+            tokens=tokens,
+            token_ids=example.token_ids[start:end],
+            activations=example.activations[start:end],
+            position=example.position - start,
+        ),
+        scale=scale,
+    )
     peak = example.position - start
-    return LineView(before=tuple(cut[:peak]), after=tuple(cut[peak:]))
+    return LineView(before=tuple(views[:peak]), after=tuple(views[peak:]))
 
 
 def example_groups(
@@ -252,6 +275,7 @@ def _short_source(source: str) -> str:
     return "/".join(parts[-2:]) if len(parts) > 2 else source
 
 
+@lru_cache(maxsize=1 << 16)
 def _on_one_line(token: str) -> str:
     if not _BLANKS.search(token):
         return token

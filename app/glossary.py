@@ -273,4 +273,55 @@ TERMS: dict[str, Term] = {
         name="transcoder",
         meaning="An SAE that reads one place of the model and reconstructs another: what a part of it computes.",
     ),
+    "label_score": Term(
+        name="score of a label",
+        meaning="How well a label tells texts apart that it was not made from: the mean of the share of right answers "
+        "where the answer is yes and where it is no (balanced accuracy). 1 is perfect, a coin gets 0.5. An answer that "
+        "cannot be read counts as wrong.",
+        formula="(right among true / true + right among false / false) / 2",
+    ),
+    "label_baseline": Term(
+        name="another's",
+        meaning="The score that another feature's label gets on the same texts: what a label reaches that has nothing "
+        "to do with this feature.",
+    ),
+    "above_baseline": Term(
+        name="above chance",
+        meaning="The share of scored features whose label scores higher than 95% of other features' labels do on the "
+        "same texts: luck alone gives 5%. The range holds the share of all features 95 times of 100.",
+    ),
+    "basis": Term(
+        name="basis",
+        meaning="Directions that were not trained: the model's own coordinates (neurons) or the principal components "
+        "of its vectors (pca), either sign a feature, as many active on a token as in the SAE beside it.",
+    ),
+    "label_precision": Term(name="precision", meaning="Of the texts for which the label says yes, the share that are."),
+    "label_recall": Term(name="recall", meaning="Of the texts where yes is right, the share for which it says yes."),
+    "unparsed": Term(
+        name="unreadable answers",
+        meaning="Texts for which the language model gave no answer that could be read. They count as wrong.",
+    ),
+    "detection": Term(
+        name="detection",
+        meaning="In which texts does the feature fire at all? Half of the texts without a firing hold one of a near or "
+        "co-active feature, so that a label must be exact.",
+    ),
+    "fuzzing": Term(
+        name="fuzzing",
+        meaning="In texts in which the feature fires, tokens are marked: its own, or as many others. Are the right "
+        "ones marked?",
+    ),
+    "certainty": Term(
+        name="certainty",
+        meaning="How sure the language model that wrote a label says it is. It has not been measured: the score has.",
+    ),
+    "pattern": Term(
+        name="pattern",
+        meaning="Words, with ∗ for any, that end where the feature fires: fitted to its examples without a language "
+        "model, and tested on others.",
+    ),
+    "label_correlation": Term(
+        name="correlation",
+        meaning="Pearson's, between the activations that a pattern predicts token by token and the true ones.",
+    ),
 }

@@ -1,6 +1,6 @@
 """Labels as files that people exchange: JSON lines for programs, CSV for spreadsheets; the same columns in both.
 
-    feature_index, kind (human or automatic), label, author, score, created_at
+    feature_index, kind (human, model, automatic or pattern), label, author, score, created_at
 
 Only feature_index and label must be there: a label without a kind is a person's, and one without a date yields to any
 that is here. How labels are merged says `sae_core.store_labels`.
@@ -16,9 +16,9 @@ from typing import Any
 
 from app.feature_files import FORMULA_STARTS
 from sae_core.errors import InputError
+from sae_core.labels import KINDS
 from sae_core.records import Label
 from sae_core.store_labels import UNDATED
-from sae_core.store_rows import LABEL_KINDS
 
 COLUMNS = ("feature_index", "kind", "label", "author", "score", "created_at")
 SUFFIXES = (".jsonl", ".csv")
@@ -104,8 +104,8 @@ def _label(row: Mapping[str, Any], place: str) -> tuple[int, Label]:
     text, kind, author = row.get("label"), row.get("kind") or "human", row.get("author") or ""
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{place} has no label; write what the feature means, or remove the line.")
-    if kind not in LABEL_KINDS:
-        raise InputError(f"{place} has the kind {str(kind)[:40]!r}; it must be human or automatic.")
+    if kind not in KINDS:
+        raise InputError(f"{place} has the kind {str(kind)[:40]!r}; it must be one of {', '.join(KINDS)}.")
     if not isinstance(author, str):
         raise InputError(f"{place} has an author that is no text; mend the line.")
     return _feature_index(row.get("feature_index"), place), Label(

@@ -16,6 +16,8 @@ from app.access.gate import Gate
 from app.body_limit import BodyLimit
 from app.deps import check_run
 from app.error_pages import add_error_pages
+from app.explain.background import Background
+from app.explain.routes import router as explain_router
 from app.inference import Inference, ModelWorker
 from app.matches import MatchCache
 from app.observe import health
@@ -40,6 +42,7 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
         opened.state.stopping = asyncio.Event()  # ends the streams of events
         yield
         opened.state.stopping.set()
+        await labelling.close()
         await inference.close()
         if own_store is not None:
             own_store.close()
@@ -52,6 +55,7 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.state.settings = settings
     app.state.store = store if store is not None else own_store
     app.state.inference = inference
+    app.state.labelling = labelling = Background(app.state.store, settings)
     app.state.points = PointsCache()
     app.state.matches = MatchCache()
     app.state.metrics = Metrics()
@@ -64,6 +68,7 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.include_router(pages.router)
     for module in (search, feature_files, maps, lists, embeds, unfurls, lists_api):
         app.include_router(module.router)
+    app.include_router(explain_router)
     app.include_router(api.router)
     app.include_router(compare.router)
     app.include_router(compare.api)

@@ -1,6 +1,6 @@
 """The pages: each route parses, makes one call and renders. The same facts are at the same address below `/api`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
@@ -25,6 +25,8 @@ from app.deps import (
 )
 from app.ends import ends
 from app.examples import example_groups, list_rows, unfurled
+from app.explain.routes import BackgroundDep
+from app.explain.views import tested
 from app.pareto import own_corpora, pareto
 from app.pareto_plot import plots
 from app.probing import chosen_index, probe_report, probe_view
@@ -33,7 +35,7 @@ from app.runs import run_news, run_view, unfinished
 from app.search import PLACES
 from sae_core.dashboards import check_has_weights
 from sae_core.errors import SaescopeError, WeightsError
-from sae_core.records import SAESummary
+from sae_core.records import IndexInfo, SAESummary
 from sae_core.runs import has_run
 
 ORDERS = [
@@ -74,8 +76,7 @@ def sae_page(
     return page(
         request, "sae.html", summary=summary, sae=summary.sae, index=index, has_index=bool(index),
         has_weights=bool(summary.sae.weights_path), corpus=query.corpus,
-        density=charts.density_chart(found), heatmap=charts.density_heatmap(found),
-        cosine_heatmap=charts.cosine_heatmap(found), ends=ends(store, index, found) if index else None,
+        ends=ends(store, index, found) if index else None, **(_drawn(store, points, index) if index else {}),
         cosines=charts.cosine_chart(cosines) if cosines else None,
         train_command=provenance.train_command(summary.sae),
         index_command=provenance.index_command(index) if index and summary.sae.weights_path else None,
@@ -84,6 +85,14 @@ def sae_page(
         own=own_corpora(summary, index) if index else None,
         charts_url=url(f"/api/saes/{slug}/charts", corpus=query.corpus),
     )  # fmt: skip
+
+
+def _drawn(store: StoreDep, points: PointsDep, index: IndexInfo) -> dict[str, Any]:
+    return {
+        "density": points.drawn(store, index, charts.density_chart),
+        "heatmap": points.drawn(store, index, charts.density_heatmap),
+        "cosine_heatmap": points.drawn(store, index, charts.cosine_heatmap),
+    }
 
 
 @router.get("/saes/{slug}/features")
@@ -113,10 +122,12 @@ def random_feature(store: StoreDep, slug: Slug, query: CorpusParams) -> Response
 
 @router.get("/saes/{slug}/features/{feature_index}")
 def feature_page(
-    request: Request, store: StoreDep, slug: Slug, feature_index: FeatureIndex, query: FeatureParams
-) -> Response:
+    request: Request, store: StoreDep, labelling: BackgroundDep, slug: Slug, feature_index: FeatureIndex,
+    query: FeatureParams,
+) -> Response:  # fmt: skip
     index = store.index(slug, corpus=query.corpus)
     detail = store.feature(slug, feature_index, corpus=query.corpus)
+    scores = store.scores(slug, [feature_index], corpus=query.corpus)
     has_bos, here = index.corpus.prepend_bos, f"/saes/{slug}/features/{feature_index}"
     return page(
         request, "feature_embed.html" if query.embed else "feature.html",
@@ -126,6 +137,8 @@ def feature_page(
         detail=detail, feature=detail.feature, chart=charts.activation_chart(detail.feature),
         groups=example_groups(detail.feature, detail.examples, signs=query.breaks, has_bos=has_bos),
         description=unfurled(detail.feature, detail.examples), permalink=absolute(request, here),
+        tested=tested(detail, scores, opened=query.tested), history=store.label_history(slug, feature_index),
+        work=labelling.work(slug, feature_index, query.corpus), llm=labelling.model,
         lists=store.lists()[:MAX_OFFERED_LISTS], held=store.lists_with(slug, feature_index), author=author_of(request),
     )  # fmt: skip
 

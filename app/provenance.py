@@ -1,6 +1,7 @@
 """How an SAE or a run came to be, in a form that can be run again: its command and its settings."""
 
 import dataclasses
+import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +16,28 @@ INDEX_TOKENS = 1_000_000  # what `saescope index` reads at most by itself
 
 
 def train_command(sae: SAEInfo) -> str | None:
-    """The command that trains this SAE again; None for one that was not trained here."""
+    """The command that makes this SAE again, or imports it; None where that is not known."""
+    if sae.origin is not None:
+        return _import_command(sae)
+    if sae.config.get("basis"):
+        return f"saescope basis {sae.config['basis_of']} --kind {sae.config['basis']} --k {sae.k}"
     if not sae.config.get("model") or not sae.config.get("corpus"):
         return None
     return _wrapped(["saescope", "train", *_options(sae.config, TrainConfig, always=ALWAYS_SHOWN)])
+
+
+def _import_command(sae: SAEInfo) -> str:
+    """All that was settled when it was imported is said, whether the files say it too or the user did."""
+    words = ["saescope", "import", shlex.quote(sae.origin or "")]
+    for name in ("format", "model", "layer", "hook", "context_size", "prepend_bos", "input_scale"):
+        if sae.config.get(name) is not None:
+            words += _option("bos" if name == "prepend_bos" else name, sae.config[name])
+    if sae.config.get("target_hook"):
+        layer, hook = re.findall(r"blocks\.(\d+)\.hook_(\w+)", sae.target_hook_name)[0]
+        words += ["--target-layer", layer, "--target-hook", hook]
+    if sae.config.get("dtype", "float32") != "float32":
+        words += _option("dtype", sae.config["dtype"])
+    return _wrapped([*words, "--slug", sae.slug])
 
 
 def run_command(run: Run) -> str | None:

@@ -38,7 +38,12 @@ ONE_YEAR = 365 * 24 * 3600
 def url(path: str, **params: object) -> str:
     """`path` with the parameters that say something: None, False and "" are left out."""
     given = {name: _text(value) for name, value in params.items() if value not in (None, False, "")}
-    return quote(path, safe="/") + (f"?{urlencode(given)}" if given else "")
+    return _quoted(path) + (f"?{urlencode(given)}" if given else "")
+
+
+@lru_cache(maxsize=1 << 14)
+def _quoted(path: str) -> str:
+    return quote(path, safe="/")
 
 
 def static_url(name: str) -> str:
@@ -60,6 +65,7 @@ def page(request: Request, template: str, *, status_code: int = 200, **values: o
     if not identity.may("editor"):
         values.setdefault("read_only", True)
     request.state.is_framed = template.endswith("_embed.html")
+    request.state.has_webgl = template == "map.html"
     environment: Environment = request.app.state.templates
     text = environment.get_template(template).render(request=request, identity=identity, **values)
     return HTMLResponse(under(request.scope.get("root_path", ""), text), status_code=status_code)
@@ -133,17 +139,24 @@ def line_parts(token: str) -> list[str]:
 def token_spans(views: Iterable[TokenView]) -> Markup:
     """Coloured tokens, each a span: for `_tokens.html` alone. A page has thousands, and Jinja would take ten times as
     long to print them."""
-    spans = []
-    for view in views:
-        text = _escaped(view.text)
-        classes = f' class="{found}"' if (found := view.classes) else ""
-        original = "" if view.original is None else f' data-t="{_escaped(view.original)}"'
-        value = ""
-        if view.step:
-            shown = view.shown_activation
-            value = f' data-v="{shown}" title="{text} · id {view.token_id} · activation {shown}"'
-        spans.append(f'<span{classes} data-i="{view.token_id}"{value}{original}>{text}</span>')
-    return Markup("".join(spans))
+    return Markup("".join([_span(view) if view.is_marked else _plain_span(view.text, view.token_id) for view in views]))
+
+
+def _span(view: TokenView) -> str:
+    text = _escaped(view.text)
+    classes = f' class="{found}"' if (found := view.classes) else ""
+    original = "" if view.original is None else f' data-t="{_escaped(view.original)}"'
+    value = ""
+    if view.step:
+        shown = view.shown_activation
+        value = f' data-v="{shown}" title="{text} · id {view.token_id} · activation {shown}"'
+    return f'<span{classes} data-i="{view.token_id}"{value}{original}>{text}</span>'
+
+
+@lru_cache(maxsize=1 << 16)
+def _plain_span(text: str, token_id: int) -> str:
+    """What most tokens are, again and again."""
+    return f'<span data-i="{token_id}">{_escaped(text)}</span>'
 
 
 @lru_cache(maxsize=1 << 16)

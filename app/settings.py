@@ -86,6 +86,21 @@ class Settings:
     log: str = "warnings"
     """What is logged, to stderr: `warnings`, `requests` (a line each), or `json` (the same, an object a line)."""
 
+    llm_base_url: str = ""
+    """Root of the API of a language model that labels features, as in `http://localhost:11434/v1`; default none."""
+
+    llm_model: str = ""
+    """Name of that model, as its endpoint knows it."""
+
+    llm_key: str = dataclasses.field(default="", repr=False)
+    """Key of that endpoint, if it needs one. It is sent there and nowhere else."""
+
+    llm_timeout: float = 120.0
+    """Seconds that an answer of that model may take."""
+
+    llm_concurrency: int = 4
+    """Questions to that model at the same time."""
+
     def __post_init__(self) -> None:
         home = self.home if self.home != Path() else default_home(os.environ)
         object.__setattr__(self, "home", home.expanduser())
@@ -144,7 +159,7 @@ def _root_path(path: str) -> str:
 
 _ABOVE_0 = (
     "max_prompt_tokens", "probe_queue", "probe_timeout", "max_body_bytes", "session_days", "body_timeout",
-    "max_connections", "workers",
+    "max_connections", "workers", "llm_timeout", "llm_concurrency",
 )  # fmt: skip
 _CHOICES = {"visibility": VISIBILITIES, "log": ("warnings", "requests", "json")}
 _SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -158,6 +173,8 @@ def _parsed(name: str, text: str) -> object:
         "probe_queue": int,
         "probe_timeout": float,
         "max_body_bytes": int,
+        "llm_timeout": float,
+        "llm_concurrency": int,
         "session_days": float,
         "rate_limit": int,
         "body_timeout": float,

@@ -1,4 +1,4 @@
-"""Index one SAE on one text with saescope and with SAEDashboard: what it costs above the work that nobody can avoid.
+"""Index one SAE on one text with saescope, SAEDashboard and sae_vis: what it costs above the work nobody can avoid.
 
     python -m benchmarks.index [--quick] [--no-peers] [--peer-features 256]
 
@@ -6,9 +6,9 @@
    128, and random SAEs whose L0 is about 32: ReLU and TopK with 4,096 features, TopK with 16,384, and TopK on a quarter
    and on four times of the tokens.
 2. Each contestant runs in a process of its own, one after the other, with one thread: the floor (the model to the hook
-   and the encoder's product), saescope (from tokens to a database that pages are served from), SAEDashboard for its
-   first features. Its time grows with the number of features, so the whole is the measured part times their ratio.
-3. Check saescope's top examples against a sort of all activations, and the maxima of the two against each other.
+   and the encoder's product), saescope (from tokens to a database that pages are served from), the peers for the first
+   features alone. Their time grows with these, so the whole is the measured part times the features' ratio.
+3. Check saescope's top examples against a sort of all activations, and its maxima against the peers'.
 4. A million features: the collectors fed with planted codes.
 5. Planted databases (`benchmarks/store.py`): how fast examples are stored and feature pages read.
 6. Print a card and, last, one line of JSON.
@@ -20,6 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,18 @@ from sae_core.sae import ARCHITECTURES
 from sae_core.tokens import framing, iter_contexts
 
 CONTEXT_SIZE, LAYER, D_MODEL, K, TOKENS = 128, 1, 128, 32, 262_144
-# Its requirements leave out which pyarrow works with its NumPy, and it imports a torchvision it has no use for.
-SAEDASHBOARD = Recipe(
-    name="sae_dashboard", requirement="sae-dashboard==0.8.0 pyarrow==19.0.1", uninstall=("torchvision",)
-)
+# Requirements that leave out which pyarrow works with their NumPy, and a torchvision that is imported for no use.
+PEERS = {
+    "saedashboard": Recipe(
+        name="sae_dashboard", requirement="sae-dashboard==0.8.0 pyarrow==19.0.1", uninstall=("torchvision",)
+    ),
+    "sae_vis": Recipe(
+        name="sae_vis",
+        requirement="sae-vis==0.3.7 sae-lens<6 frozendict tabulate pyarrow==19.0.1",
+        uninstall=("torchvision",),
+    ),
+}
+TITLES = {"saedashboard": "SAEDashboard", "sae_vis": "sae_vis"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +59,7 @@ class Case:
     architecture: str
     d_sae: int
     tokens: int
-    with_peer: bool = False
+    peers: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -58,8 +67,8 @@ class Case:
 
 
 FULL = (
-    Case(architecture="relu", d_sae=4096, tokens=TOKENS, with_peer=True),
-    Case(architecture="topk", d_sae=4096, tokens=TOKENS, with_peer=True),
+    Case(architecture="relu", d_sae=4096, tokens=TOKENS, peers=("saedashboard", "sae_vis")),
+    Case(architecture="topk", d_sae=4096, tokens=TOKENS, peers=("saedashboard",)),
     Case(architecture="topk", d_sae=16_384, tokens=TOKENS),
     Case(architecture="topk", d_sae=4096, tokens=4 * TOKENS),
 )
@@ -74,15 +83,10 @@ def main(argv: list[str] | None = None) -> None:
         folder = Path(name)
         _say("making the model and the tokens")
         tokens = write_model_and_tokens(folder, max(case.tokens for case in cases))
-        python = None
-        if not arguments.no_peers:
-            try:
-                python = python_of(SAEDASHBOARD)
-            except EnvironmentFailed as failure:
-                _say(f"SAEDashboard could not be installed: {failure}")
+        pythons = {} if arguments.no_peers else _installed()
         for number, case in enumerate(cases):
             job = write_job(folder / str(number), case, folder, tokens, n_features=arguments.peer_features)
-            results.append(measured(case, job, python if case.with_peer else None))
+            results.append(measured(case, job, {name: pythons[name] for name in case.peers if name in pythons}))
         wide = run("planted", "planted codes", planted_job(folder, quick=arguments.quick), Path(sys.executable))
         planted = store.measured(folder, quick=arguments.quick)
     print(card(results, wide, planted), end="\n\n")
@@ -155,18 +159,29 @@ def write_job(own: Path, case: Case, folder: Path, tokens: Path, *, n_features: 
     )
 
 
-def measured(case: Case, job: Job, peer: Path | None) -> dict[str, Any]:
-    """What one case cost everybody."""
+def _installed() -> dict[str, Path]:
+    """The peers' Pythons; one that cannot be installed is left out, and why is said."""
+    pythons = {}
+    for name, recipe in PEERS.items():
+        try:
+            pythons[name] = python_of(recipe)
+        except EnvironmentFailed as failure:
+            _say(f"{TITLES[name]} could not be installed: {failure}")
+    return pythons
+
+
+def measured(case: Case, job: Job, peers: Mapping[str, Path]) -> dict[str, Any]:
+    """What one case cost everybody; `peers` by name, with their Pythons."""
     floor = run("floor", case.name, job, Path(sys.executable))
     ours = run("ours", case.name, job, Path(sys.executable))
-    result: dict[str, Any] = {"case": case.name, "floor": floor, "ours": ours}
+    result: dict[str, Any] = {"case": case.name, "floor": floor, "ours": ours, "peers": {}}
     again = run("floor", case.name, job, Path(sys.executable))
     result["floor"] = {**floor, "cpu_s": min(floor["cpu_s"], again["cpu_s"])}
-    if peer is not None:
-        theirs = run("saedashboard", case.name, job, peer)
+    for name, python in peers.items():
+        theirs = run(name, case.name, job, python)
         whole = theirs["cpu_s"] * job.d_sae / job.n_features
         agreeing = np.isclose(theirs.pop("maxima"), ours["maxima"], rtol=2e-3, atol=1e-3)
-        result["saedashboard"] = theirs | {"whole_cpu_s": whole, "maxima_agree": float(agreeing.mean())}
+        result["peers"][name] = theirs | {"whole_cpu_s": whole, "maxima_agree": float(agreeing.mean())}
     ours.pop("maxima")
     return result
 
@@ -222,10 +237,10 @@ def card(results: list[dict[str, Any]], wide: dict[str, Any], planted: dict[str,
             f"({ours['n_examples']:,} examples); {ours['features_wrong']} of {ours['features_checked']} features "
             "differ from brute force",
         ]
-        if theirs := result.get("saedashboard"):
+        for name, theirs in result["peers"].items():
             ratio = theirs["whole_cpu_s"] / ours["cpu_s"]
             lines.append(
-                f"  SAEDashboard   {theirs['whole_cpu_s']:8.0f} s  saescope is {ratio:.0f} x as fast "
+                f"  {TITLES[name]:<14} {theirs['whole_cpu_s']:8.0f} s  saescope is {ratio:.0f} x as fast "
                 f"({theirs['cpu_s']:.0f} s for {theirs['n_features']} features; {theirs['peak_gib']:.1f} GiB; "
                 f"same maximum for {theirs['maxima_agree']:.0%})"
             )
@@ -240,7 +255,7 @@ def card(results: list[dict[str, Any]], wide: dict[str, Any], planted: dict[str,
 
 def as_json(results: list[dict[str, Any]], wide: dict[str, Any], planted: dict[str, Any]) -> dict[str, Any]:
     first = results[0]
-    peers = {"saedashboard": first["saedashboard"]["whole_cpu_s"]} if "saedashboard" in first else {}
+    peers = {name: theirs["whole_cpu_s"] for name, theirs in first["peers"].items()}
     return {
         "bench": "index",
         "unit": "CPU s",
@@ -260,9 +275,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.index", description="Index an SAE, and compare.")
     parser.add_argument("--quick", action="store_true", help="little text and small databases: shows that it works")
     parser.add_argument("--no-peers", action="store_true", help="measure saescope and the floor alone")
-    parser.add_argument(
-        "--peer-features", type=int, default=256, metavar="N", help="that SAEDashboard makes data for (256)"
-    )
+    parser.add_argument("--peer-features", type=int, default=256, metavar="N", help="that a peer makes data for (256)")
     return parser.parse_args(argv)
 
 

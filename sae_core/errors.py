@@ -19,6 +19,8 @@ SaescopeError
 │   └── OlderDatabaseError  written by an older one, to be upgraded
 ├── DiskFullError                                                              exit 1, HTTP 507
 ├── OutOfMemoryError      memory, of the machine or the GPU                    exit 1, HTTP 507
+├── EndpointError         the endpoint of a language model                     exit 1, HTTP 502
+│   └── AnswerError         one answer that is no use, or one question that it does not take
 ├── RanksError            a process of a distributed job is gone               exit 1, HTTP 503
 └── BusyError             the model worker or the port is taken                exit 1, HTTP 503
 """
@@ -106,6 +108,14 @@ class DiskFullError(SaescopeError):
 
 class OutOfMemoryError(SaescopeError):
     http_status = 507
+
+
+class EndpointError(SaescopeError):
+    http_status = 502
+
+
+class AnswerError(EndpointError):
+    pass
 
 
 class RanksError(SaescopeError):

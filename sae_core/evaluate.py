@@ -171,7 +171,7 @@ class CorpusPass:
         ):
             while done < last:
                 batch = [contexts[i] for i in range(done, min(done + self._batch_contexts, last))]
-                self._add(batch, first_context=done)
+                self.add(batch, first_context=done)
                 done += len(batch)
                 bar.update(int(n_tokens[done - len(batch) : done].sum()))
                 between(done)
@@ -189,7 +189,8 @@ class CorpusPass:
         self.reconstruction.centre_on(target_acts)
 
     @torch.inference_mode()
-    def _add(self, batch: list[TokenContext], *, first_context: int) -> None:
+    def add(self, batch: list[TokenContext], *, first_context: int) -> None:
+        """Adds a batch, whose first context has this number."""
         ids, attention, counted = self._subject.tensors(batch)
         model_acts, target_acts = self._subject.activations(ids, attention, counted)
         code = self._subject.sae.encode(model_acts)

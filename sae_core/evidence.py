@@ -8,7 +8,7 @@ The collectors are read in blocks of features, so that it needs little memory be
     co-activation from a sample of tokens with all features that are active on them
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -59,11 +59,12 @@ class Sampled(NamedTuple):
     followed: list[int]  # firings that one of the feature's promoted tokens follows
 
 
-def context_records(firings: Firings, contexts: ContextFile) -> Iterator[Context]:
-    """The contexts that any example points at, in order."""
+def context_records(firings: Firings, contexts: ContextFile, *, sampled: Sequence[int] = ()) -> Iterator[Context]:
+    """The contexts that any example points at, and those of the sample, in order."""
     used = [
         np.unique(places_of(collector.entries()[3])[0]) for collector in (firings.top, firings.banded, firings.random)
     ]
+    used.append(np.array(sampled, used[0].dtype))
     for number in np.unique(np.concatenate(used)).tolist():
         context = contexts[number]
         yield Context(context_id=number, source=context.source, token_ids=context.token_ids.astype("<u4").tobytes())

@@ -95,4 +95,5 @@ def _whole_numbers(places: _Places) -> NDArray[np.int64]:
     """From 0 to MAP_SIDE both ways, with the proportions kept and the whole in the middle."""
     low, high = places.min(axis=0), places.max(axis=0)
     side = float((high - low).max()) or 1.0
-    return np.rint(MAP_SIDE * (0.5 + (places - (low + high) / 2) / side)).clip(0, MAP_SIDE).astype(np.int64)
+    whole: NDArray[np.int64] = np.rint(MAP_SIDE * (0.5 + (places - (low + high) / 2) / side)).astype(np.int64)
+    return whole.clip(0, MAP_SIDE)

@@ -7,7 +7,8 @@
 3. From the collectors: examples, histograms, tokens, co-active features (`evidence`).
 4. From the weights alone: promoted and suppressed tokens, nearest features, norms (`directions`).
 5. From all of that: a label (`labels`), and a record (`feature_records`).
-6. On a sample of contexts: how well the model predicts with `sae_out` in place of its own activations (`evaluate`).
+6. On a sample of contexts: the whole code (`explain.sample`), and how well the model predicts with `sae_out` in place
+   of its own activations (`evaluate`).
 
 The pass leaves a checkpoint every minute (`index_folder`) and goes on from it; contexts can be shared out over
 processes (`--shard`, or torchrun) whose parts are then merged into exactly what one process would have gathered.
@@ -51,6 +52,7 @@ from sae_core.evaluate import (
     measure_predictions,
     read_contexts,
 )
+from sae_core.explain.sample import context_sample, sampled_contexts
 from sae_core.feature_records import feature_records
 from sae_core.firings import Firings
 from sae_core.index_folder import IndexFolder, Shard, held
@@ -273,9 +275,10 @@ class _Job:
             seconds=collection.seconds,
             created_at=datetime.now(tz=UTC),
         )
+        sampled = sampled_contexts(contexts, l0=info.metrics.l0)
         return IndexRecords(
             info=info,
-            contexts=evidence.context_records(collection.firings, contexts),
+            contexts=evidence.context_records(collection.firings, contexts, sampled=sampled),
             features=_counted(
                 feature_records(
                     subject,
@@ -289,6 +292,7 @@ class _Job:
                 total=collection.firings.d_sae,
             ),
             examples=evidence.example_records(collection.firings, contexts),
+            sample=context_sample(subject, contexts, sampled, batch_contexts=config.batch_contexts),
         )
 
     def _empty(self) -> Collection:

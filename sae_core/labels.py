@@ -22,6 +22,7 @@ from sae_core.records import Label
 
 AUTHOR = "saescope"
 KIND = "automatic"
+KINDS = ("human", "model", "automatic", "pattern")  # the label of the first kind that a feature has is the one shown
 TOKEN_SHARES = (0.6, 0.7, 0.8)  # of the activation, that one, two or three words must carry
 NEIGHBOUR_SHARE = 0.6
 PARTLY_SHARE = 0.4

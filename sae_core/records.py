@@ -9,6 +9,7 @@ from datetime import datetime
 
 from sae_core.access_records import Visibility
 from sae_core.bands import N_BANDS, band_edges
+from sae_core.explain.records import PackedSample
 from sae_core.tokens_text import whole_text
 
 TOP_BAND = 0
@@ -67,6 +68,12 @@ class SAEInfo:
     weights_path: str
     created_at: datetime
     config: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def origin(self) -> str | None:
+        """Where it was imported from; None if it was trained here."""
+        origin = self.config.get("imported_from")
+        return None if origin is None else str(origin)
 
     @property
     def target_hook_name(self) -> str:
@@ -211,13 +218,15 @@ class NearestFeature:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Label:
-    """What a feature is called, and who says so. `kind` is "human" or "automatic"."""
+    """What a feature is called, and who says so. `kind`: one of `labels.KINDS`."""
 
     text: str
     kind: str
     author: str
     score: float | None
     created_at: datetime
+    certainty: float | None = None  # of the language model that wrote it, as it says itself
+    prompt_version: str | None = None  # what that model was asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,13 +331,14 @@ class PackedExamples:
 class IndexRecords:
     """A finished index on its way to the store. The iterables are consumed once, in this order.
 
-    Contexts are those that an example points at.
+    Contexts are those that an example points at, and those of the sample.
     """
 
     info: IndexInfo
     contexts: Iterable[Context]
     features: Iterable[PackedFeature]
     examples: Iterable[PackedExamples]
+    sample: PackedSample | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -351,7 +351,7 @@ class GroupMaxSAE(SAE):
         size = self.d_sae // self.k
         starts = torch.arange(0, self.d_sae, size, device=x.device)
         largest = [
-            (rows @ self.W_enc + self.b_enc).unflatten(1, (self.k, size)).max(dim=2)
+            (rows @ self.W_enc + self.b_enc).view(len(rows), self.k, size).max(dim=2)
             for rows in torch.split(x, self._ROWS)
         ]
         indices = torch.cat([found.indices + starts for found in largest])  # (N, k)

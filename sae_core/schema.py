@@ -1,9 +1,9 @@
-"""The tables: models, corpora, contexts, saes, indexes, features, examples, labels, maps, lists; and tokens, sessions,
-audit. Read and written by `store` alone.
+"""The tables: models, corpora, contexts, saes, indexes, features, examples, labels, scores, maps, lists; and tokens,
+sessions, audit. Read and written by `store` alone.
 
     models ──< saes ──< indexes >── corpora ──< contexts
-                │          └──< features, feature_texts, examples
-                └──< labels, maps                                    lists ──< list_items
+                │          └──< features, feature_texts, examples, samples, label_scores
+                └──< labels, label_history, maps                     lists ──< list_items
 
 Numbers by the hundred are packed, little-endian (`store_rows`), so an example costs tens of bytes. A change here needs
 a new file in `migrations/versions` and its number in `REVISION`; a test compares the two.
@@ -232,19 +232,70 @@ examples = Table(
     Column("packed", LargeBinary, nullable=False),
 )
 
-# One of each kind, so that a person's label outlives the next automatic run; readers prefer the person's.
+# One of each kind, so that a person's label outlives the next automatic run; readers prefer the person's (`labels`).
 labels = Table(
     "labels",
     metadata,
     Column("sae_id", ForeignKey("saes.sae_id", ondelete="CASCADE"), primary_key=True),
     Column("feature_index", Integer, primary_key=True),
-    Column("kind", Text, primary_key=True),  # human, automatic
+    Column("kind", Text, primary_key=True),  # as in labels.KINDS
     Column("text", Text, nullable=False),
     Column("author", Text, nullable=False),
     Column("score", Double),
     Column("created_at", UtcDateTime, nullable=False),
+    # NULL in what follows: nobody asked a language model.
+    Column("certainty", Double),
+    Column("prompt_version", Text),
 )
 Index("labels_by_score", labels.c.sae_id, labels.c.kind, labels.c.score, labels.c.feature_index)
+
+# What a person's label replaced, and persons' labels that are no more.
+label_history = Table(
+    "label_history",
+    metadata,
+    Column("history_id", Integer, primary_key=True),
+    Column("sae_id", ForeignKey("saes.sae_id", ondelete="CASCADE"), nullable=False),
+    Column("feature_index", Integer, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("replaced_at", UtcDateTime, nullable=False),
+)
+Index("label_history_by_feature", label_history.c.sae_id, label_history.c.feature_index)
+
+# How well labels tell what a feature fires on, measured on the texts of one index; goes with it.
+label_scores = Table(
+    "label_scores",
+    metadata,
+    Column("index_id", ForeignKey("indexes.index_id", ondelete="CASCADE"), primary_key=True),
+    Column("feature_index", Integer, primary_key=True),
+    Column("kind", Text, primary_key=True),  # of the label
+    Column("method", Text, primary_key=True),  # detection, fuzzing
+    Column("text", Text, nullable=False),  # the label as it was tested
+    Column("scorer", Text, nullable=False),  # who judged: a model's name, or saescope
+    Column("prompt_version", Text),
+    Column("balanced_accuracy", Double, nullable=False),
+    Column("precision", Double),  # NULL: never said yes
+    Column("recall", Double, nullable=False),
+    Column("n", Integer, nullable=False),
+    Column("unparsed", Integer, nullable=False),
+    Column("baseline", Double),  # balanced accuracy of another feature's label on the same texts; NULL: none to try
+    Column("correlation", Double),  # of predicted activations with the true ones; NULL: none were predicted
+    Column("trials", LargeBinary, nullable=False),  # compressed JSON, see store_scores
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+# Some contexts of an index with the activations of all features on them: where it is known what does not fire.
+samples = Table(
+    "samples",
+    metadata,
+    Column("index_id", ForeignKey("indexes.index_id", ondelete="CASCADE"), primary_key=True),
+    Column("context_ids", LargeBinary, nullable=False),  # uint32
+    Column("starts", LargeBinary, nullable=False),  # uint32: where the entries of each feature start, and their number
+    Column("places", LargeBinary, nullable=False),  # uint32: number of the context among these << 16 | position
+    Column("activations", LargeBinary, nullable=False),  # float16
+)
 
 # Decoder directions in the plane; they are the SAE's, so its indexes share one.
 maps = Table(

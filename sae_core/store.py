@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from sae_core.access_records import VISIBILITIES, Viewer, Visibility
 from sae_core.errors import ConfigError, NotFoundError
+from sae_core.explain.records import LabelScore, PackedSample, ReplacedLabel, ScoreRow
 from sae_core.records import (
     Feature,
     FeatureDetail,
@@ -43,7 +44,7 @@ from sae_core.schema import features, saes
 from sae_core.store_access import Accounts
 from sae_core.store_check import problems
 from sae_core.store_engine import Database
-from sae_core.store_labels import Merged, iter_labels, merge_labels
+from sae_core.store_labels import Merged, history_of, iter_labels, merge_labels, remove_label, upsert_labels
 from sae_core.store_lists import (
     bare_items,
     insert_item,
@@ -80,8 +81,9 @@ from sae_core.store_rows import (
     summary_record,
     vocabulary_record,
 )
+from sae_core.store_scores import sample_of, score_rows_of, scored_texts, scores_of, upsert_scores
 from sae_core.store_viewer import hidden_slugs, is_listed
-from sae_core.store_writes import insert_index, remove_label, remove_sae, upsert_labels, upsert_sae
+from sae_core.store_writes import insert_index, remove_sae, upsert_sae
 
 CACHED_VOCABULARIES = 4  # about 10 MB each
 EXAMPLES_IN_LISTS = 2
@@ -164,7 +166,7 @@ class Store:
         with _without_collector(), self._database.writing() as connection:
             known = connection.execute(SAES.where(saes.c.slug == sae.slug)).mappings().one_or_none()
             kept = [] if known is None else list(iter_labels(connection, known["sae_id"]))
-            upsert_sae(connection, sae, vocabulary)
+            upsert_sae(connection, sae, vocabulary, visibility=self._new_saes)
             sae_id = sae_row_of(connection, sae.slug)["sae_id"]
             insert_index(connection, records, sae_id=sae_id, vocabulary=vocabulary)
             still = [(feature_index, label) for feature_index, label in kept if feature_index < sae.d_sae]
@@ -204,6 +206,12 @@ class Store:
         """Removes a person's label, so that the automatic one, if there is one, is shown again."""
         with self._database.writing() as connection:
             remove_label(connection, feature_index, sae_id=sae_row_of(connection, slug)["sae_id"])
+
+    def add_scores(self, slug: str, scores: Sequence[LabelScore], *, corpus: str | None = None) -> None:
+        """Scores of labels on the texts of an index, in place of older ones of the same labels and methods."""
+        with self._database.writing() as connection:
+            index = index_row_of(connection, slug, corpus=corpus)
+            upsert_scores(connection, scores, index_id=index["index_id"])
 
     def add_map(self, slug: str, made: FeatureMap) -> None:
         """Replaces the SAE's map."""
@@ -479,6 +487,43 @@ class Store:
         """The labels of those of these features that have one."""
         with self._database.reading() as connection:
             return labels_of(connection, sae_row_of(connection, slug)["sae_id"], feature_indexes)
+
+    def labels_of_feature(self, slug: str, feature_index: int) -> tuple[Label, ...]:
+        """All labels of a feature, the one that is shown first."""
+        with self._database.reading() as connection:
+            return all_labels_of(connection, sae_row_of(connection, slug)["sae_id"], feature_index)
+
+    def label_history(self, slug: str, feature_index: int) -> tuple[ReplacedLabel, ...]:
+        """What people's labels replaced, the last first."""
+        with self._database.reading() as connection:
+            return history_of(connection, sae_row_of(connection, slug)["sae_id"], feature_index)
+
+    def scores(self, slug: str, feature_indexes: Collection[int], *, corpus: str | None = None) -> list[LabelScore]:
+        """The scores of these features' labels, with every trial."""
+        with self._database.reading() as connection:
+            index = index_row_of(connection, slug, corpus=corpus)
+            vocabulary = self._vocabulary(connection, index)
+            return scores_of(connection, index, feature_indexes, vocabulary=vocabulary)
+
+    def score_rows(self, slug: str, *, kind: str, method: str, corpus: str | None = None) -> list[ScoreRow]:
+        """The scores of an index for one kind of label and one method, without their trials."""
+        with self._database.reading() as connection:
+            index_id = index_row_of(connection, slug, corpus=corpus)["index_id"]
+            return score_rows_of(connection, index_id, kind=kind, method=method)
+
+    def scored_texts(
+        self, slug: str, *, corpus: str | None = None
+    ) -> dict[tuple[int, str, str], tuple[str, str, str | None]]:
+        """By feature, kind of label and method: the label as it was tested, who judged, what they were asked."""
+        with self._database.reading() as connection:
+            return scored_texts(connection, index_row_of(connection, slug, corpus=corpus)["index_id"])
+
+    def sample(
+        self, slug: str, *, corpus: str | None = None
+    ) -> tuple[PackedSample, Mapping[int, tuple[int, ...]]] | None:
+        """The contexts on which all activations are known, and their token ids; None in an older index."""
+        with self._database.reading() as connection:
+            return sample_of(connection, index_row_of(connection, slug, corpus=corpus))
 
     def feature_stats(
         self, slug: str, feature_indexes: Collection[int], *, corpus: str | None = None

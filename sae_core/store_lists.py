@@ -28,6 +28,31 @@ _ID_LETTERS = "23456789abcdefghijkmnpqrstuvwxyz"  # none that looks like another
 _ID_LENGTH = 14  # 70 random bits
 
 
+# Made once: to put a query together costs SQLAlchemy more than to run it.
+_hidden: sa.BindParameter[list[str]] = sa.bindparam("hidden", expanding=True)
+_COUNTS = (
+    sa.select(list_items.c.list_id, sa.func.count().label("n_items"))
+    .where(list_items.c.slug.not_in(_hidden))
+    .group_by(list_items.c.list_id)
+    .subquery()
+)
+_SUMMARIES = (
+    sa.select(lists, sa.func.coalesce(_COUNTS.c.n_items, 0).label("n_items"))
+    .select_from(lists.outerjoin(_COUNTS, lists.c.list_id == _COUNTS.c.list_id))
+    .order_by(lists.c.updated_at.desc(), lists.c.list_id)
+)
+_SUMMARY_OF = _SUMMARIES.where(lists.c.list_id == sa.bindparam("list_id"))
+_SUMMARIES_HOLDING = _SUMMARIES.where(
+    lists.c.list_id.in_(
+        sa.select(list_items.c.list_id).where(
+            list_items.c.slug == sa.bindparam("slug"),
+            list_items.c.feature_index == sa.bindparam("feature_index"),
+            list_items.c.sae_created_at == sa.bindparam("made"),
+        )
+    )
+)
+
+
 def clean_author(name: str) -> str:
     """A person's name as it is stored: "anonymous" where none was given."""
     return _checked("name", " ".join(name.split())) or ANONYMOUS
@@ -166,20 +191,15 @@ def list_summaries(
     connection: sa.Connection, *, list_id: str | None = None, holding: tuple[sa.RowMapping, int] | None = None
 ) -> list[ListSummary]:
     """The lists, last changed first: all of them, the one of this id, or those that hold a feature of an SAE's row."""
-    shown = list_items.c.slug.not_in(hidden_slugs(connection))
-    counted = sa.select(list_items.c.list_id, sa.func.count().label("n_items")).where(shown)
-    counts = counted.group_by(list_items.c.list_id).subquery()
-    query = sa.select(lists, sa.func.coalesce(counts.c.n_items, 0).label("n_items")).select_from(
-        lists.outerjoin(counts, lists.c.list_id == counts.c.list_id)
-    )
-    if list_id is not None:
-        query = query.where(lists.c.list_id == clean_text(list_id))
+    hidden = {"hidden": hidden_slugs(connection)}
     if holding is not None:
         sae, feature_index = holding
-        its = (list_items.c.slug == sae["slug"], list_items.c.feature_index == feature_index)
-        made = list_items.c.sae_created_at == sae["created_at"]
-        query = query.where(lists.c.list_id.in_(sa.select(list_items.c.list_id).where(*its, made)))
-    rows = connection.execute(query.order_by(lists.c.updated_at.desc(), lists.c.list_id)).mappings()
+        its = hidden | {"slug": sae["slug"], "made": sae["created_at"], "feature_index": feature_index}
+        rows = connection.execute(_SUMMARIES_HOLDING, its).mappings()
+    elif list_id is not None:
+        rows = connection.execute(_SUMMARY_OF, hidden | {"list_id": clean_text(list_id)}).mappings()
+    else:
+        rows = connection.execute(_SUMMARIES, hidden).mappings()
     return [ListSummary(**row) for row in rows]
 
 

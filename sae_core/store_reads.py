@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 import sqlalchemy as sa
 
 from sae_core.errors import NotFoundError
+from sae_core.labels import KINDS
 from sae_core.records import Example, Feature, Label, Vocabulary
 from sae_core.schema import contexts, corpora, examples, features, indexes, labels, models, saes
 from sae_core.search_terms import clean_text
@@ -133,11 +134,12 @@ def feature_records_of(
 
 
 def labels_of(connection: sa.Connection, sae_id: int, feature_indexes: Collection[int]) -> dict[int, Label]:
-    """The one that is shown: a person's before an automatic one."""
+    """The one that is shown: of the first of `KINDS` that there is."""
     found: dict[int, Label] = {}
     for some in _chunked(feature_indexes):
         for row in connection.execute(_LABELS_OF, {"sae_id": sae_id, "some": some}).mappings():
-            if row["kind"] == "human" or row["feature_index"] not in found:
+            known = found.get(row["feature_index"])
+            if known is None or KINDS.index(row["kind"]) < KINDS.index(known.kind):
                 found[row["feature_index"]] = label_record(row)
     return found
 
@@ -145,7 +147,7 @@ def labels_of(connection: sa.Connection, sae_id: int, feature_indexes: Collectio
 def all_labels_of(connection: sa.Connection, sae_id: int, feature_index: int) -> tuple[Label, ...]:
     """Of one feature, the one that is shown first."""
     rows = connection.execute(_LABELS_OF, {"sae_id": sae_id, "some": [feature_index]}).mappings()
-    return tuple(sorted(map(label_record, rows), key=lambda label: label.kind, reverse=True))  # "human" first
+    return tuple(sorted(map(label_record, rows), key=lambda label: KINDS.index(label.kind)))
 
 
 def examples_of(

@@ -16,6 +16,7 @@ from sqlalchemy import RowMapping
 
 from sae_core.bands import bin_edges
 from sae_core.errors import InputError
+from sae_core.labels import KINDS
 from sae_core.metrics import explained_variance
 from sae_core.records import (
     TOP_BAND,
@@ -41,8 +42,6 @@ from sae_core.records import (
 )
 from sae_core.search_terms import clean_text
 from sae_core.tokens_text import display_strings
-
-LABEL_KINDS = ("human", "automatic")
 
 
 def model_row(model: ModelInfo, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -354,8 +353,8 @@ def example_record(example: PackedExample, context: RowMapping, *, vocabulary: V
 
 def label_row(feature_index: int, label: Label, *, sae_id: int) -> dict[str, Any]:
     text = clean_text(label.text).strip()
-    if label.kind not in LABEL_KINDS:
-        raise InputError(f'A label\'s kind is "human" or "automatic", not "{label.kind}"; change it.')
+    if label.kind not in KINDS:
+        raise InputError(f'A label\'s kind is one of {", ".join(KINDS)}, not "{label.kind}"; change it.')
     if not text:
         raise InputError(f"The label of feature {feature_index} is empty; write what the feature means.")
     return {
@@ -366,13 +365,16 @@ def label_row(feature_index: int, label: Label, *, sae_id: int) -> dict[str, Any
         "author": clean_text(label.author),
         "score": _null_if_nan(label.score),
         "created_at": label.created_at,
+        "certainty": _null_if_nan(label.certainty),
+        "prompt_version": label.prompt_version,
     }
 
 
+_LABEL_FIELDS = tuple(field.name for field in fields(Label))
+
+
 def label_record(row: RowMapping) -> Label:
-    return Label(
-        text=row["text"], kind=row["kind"], author=row["author"], score=row["score"], created_at=row["created_at"]
-    )
+    return Label(**{name: row[name] for name in _LABEL_FIELDS})
 
 
 def stored_token_ids(token_ids: bytes) -> bytes:

@@ -15,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import TSQUERY
 
+from sae_core.labels import KINDS
 from sae_core.records import PackedExamples, Vocabulary
 from sae_core.schema import FEATURE_SEARCH, feature_texts, indexes, labels
 from sae_core.search_terms import BREAK, FIELDS, Phrase, fts5_query, joined_terms, ts_query
@@ -118,11 +119,12 @@ def remove(connection: sa.Connection, index_ids: Iterable[int]) -> None:
 def shown_labels(
     connection: sa.Connection, sae_id: int, feature_indexes: Collection[int] | None = None
 ) -> dict[int, str]:
-    """What each labelled feature is called: a person's label before an automatic one."""
-    query = sa.select(labels.c.feature_index, labels.c.text).where(labels.c.sae_id == sae_id)
+    """What each labelled feature is called: by the first of `KINDS` that it has."""
+    query = sa.select(labels.c.feature_index, labels.c.kind, labels.c.text).where(labels.c.sae_id == sae_id)
     if feature_indexes is not None:
         query = query.where(labels.c.feature_index.in_(feature_indexes))
-    return {row.feature_index: row.text for row in connection.execute(query.order_by(labels.c.kind))}
+    rows = sorted(connection.execute(query), key=lambda row: KINDS.index(row.kind), reverse=True)
+    return {row.feature_index: row.text for row in rows}
 
 
 def refresh_labels(connection: sa.Connection, sae_id: int, feature_indexes: Collection[int] | None = None) -> None:

@@ -19,13 +19,11 @@ import sqlalchemy as sa
 from sae_core import store_search
 from sae_core.access_records import Visibility
 from sae_core.digests import Digest
-from sae_core.errors import NotFoundError
 from sae_core.labels import AUTHOR, KIND
 from sae_core.records import (
     Context,
     CorpusInfo,
     IndexRecords,
-    Label,
     ModelInfo,
     PackedExamples,
     PackedFeature,
@@ -48,6 +46,7 @@ from sae_core.store_rows import (
     unpacked_pairs,
     unpacked_token_ids,
 )
+from sae_core.store_scores import insert_sample
 from sae_core.store_search import Texts
 
 CHUNK_ROWS = 5000
@@ -93,29 +92,13 @@ def insert_index(connection: sa.Connection, records: IndexRecords, *, sae_id: in
     texts = _inserted_features(connection, records.features, sae_id=sae_id, index_id=index_id, vocabulary=vocabulary)
     sums = _inserted_examples(connection, records.examples, texts, token_ids, sae_id=sae_id, index_id=index_id)
     connection.execute(sa.update(indexes).where(indexes.c.index_id == index_id).values(sums))
+    if records.sample is not None:
+        insert_sample(connection, records.sample, index_id=index_id)
     store_search.refresh_labels(connection, sae_id)  # also in its indexes of other corpora
     _remove_orphaned_corpora(connection)
     if connection.dialect.name == "postgresql":  # or it sorts whole lists until its own analysis, a minute later
         connection.exec_driver_sql("ANALYZE features, feature_texts, examples, contexts, labels")
     return index_id
-
-
-def upsert_labels(connection: sa.Connection, new: Mapping[int, Label], *, sae_id: int, d_sae: int) -> None:
-    for feature_index, label in new.items():
-        if not 0 <= feature_index < d_sae:
-            raise NotFoundError(f"There is no feature {feature_index}; this SAE's features are 0 to {d_sae - 1}.")
-        row = label_row(feature_index, label, sae_id=sae_id)
-        same = [labels.c[key] == row[key] for key in ("sae_id", "feature_index", "kind")]
-        connection.execute(sa.delete(labels).where(*same))
-        connection.execute(sa.insert(labels).values(row))
-    store_search.refresh_labels(connection, sae_id, list(new))
-
-
-def remove_label(connection: sa.Connection, feature_index: int, *, sae_id: int) -> None:
-    """A person's: the automatic one stays. Nothing happens where there is none."""
-    same = (labels.c.sae_id == sae_id, labels.c.feature_index == feature_index, labels.c.kind == "human")
-    connection.execute(sa.delete(labels).where(*same))
-    store_search.refresh_labels(connection, sae_id, [feature_index])
 
 
 def _upserted_model(connection: sa.Connection, model: ModelInfo, vocabulary: Vocabulary) -> int:

@@ -47,7 +47,10 @@ def test_the_card_and_the_json_say_what_was_measured() -> None:
         "case": "relu",
         "floor": {"cpu_s": 10.0, "forward_s": 6.0, "encode_s": 4.0},
         "ours": ours,
-        "saedashboard": {"cpu_s": 30.0, "whole_cpu_s": 480.0, "n_features": 256, "peak_gib": 2, "maxima_agree": 0.9},
+        "peers": {
+            name: {"cpu_s": s / 16, "whole_cpu_s": s, "n_features": 256, "peak_gib": 2, "maxima_agree": 0.9}
+            for name, s in (("saedashboard", 480.0), ("sae_vis", 2400.0))
+        },
     }
     page = {
         "features": 5,
@@ -62,8 +65,11 @@ def test_the_card_and_the_json_say_what_was_measured() -> None:
     planted = {"sqlite": {"small": page}}
     wide = {"d_sae": 9, "entries": 8, "collected_s": 7.0, "examples": 6, "examples_s": 5.0, "peak_gib": 4.0}
     text = index.card([result], wide, planted)
-    assert "1.20 x the floor" in text and "saescope is 40 x as fast" in text and "100 bytes an example" in text
+    assert "SAEDashboard        480 s  saescope is 40 x as fast" in text
+    assert "sae_vis            2400 s  saescope is 200 x as fast" in text
+    assert "1.20 x the floor" in text and "100 bytes an example" in text
     assert "a list 3.0 ms" in text and "searches, ms: a word 4.0" in text
     found = json.loads(json.dumps(index.as_json([result], wide, planted)))
-    assert (found["bench"], found["ours"], found["floor"], found["peers"]) == ("index", 12, 10, {"saedashboard": 480})
+    assert (found["bench"], found["ours"], found["floor"]) == ("index", 12, 10)
+    assert found["peers"] == {"saedashboard": 480, "sae_vis": 2400}
     assert found["quality"] == {"features_wrong": [0]}

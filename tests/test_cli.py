@@ -171,7 +171,20 @@ def test_a_database_that_cannot_be_reached_is_said(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["train"], ["index"], ["serve"], ["export"], ["db"], ["demo"], ["token"], ["visibility"], ["doctor"]],
+    [
+        [],
+        ["train"],
+        ["index"],
+        ["serve"],
+        ["basis"],
+        ["label"],
+        ["export"],
+        ["db"],
+        ["demo"],
+        ["token"],
+        ["visibility"],
+        ["doctor"],
+    ],
     ids=lambda c: "-".join(c) or "all",
 )
 def test_help_reads_on_its_own(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,8 @@ request_id_of: ContextVar[str] = ContextVar("request_id", default="")
 PLOTLY_STYLES = (
     "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=' 'sha256-ji27qzEtxXZW+7dun6UwjHXJ18e6WAin1VvNtkzIE/o='"
 )
+# On the one page that draws points by WebGL: Plotly puts together functions for it while it runs, and sets a style.
+WITH_WEBGL = ("script-src 'self'", "script-src 'self' 'unsafe-eval'; style-src-attr 'unsafe-inline'")
 POLICY = (
     f"default-src 'none'; script-src 'self'; style-src 'self' {PLOTLY_STYLES}; img-src 'self' data: blob:; "
     "font-src 'self'; connect-src 'self'; frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors "
@@ -86,7 +88,8 @@ class Watch:
         headers["X-Request-ID"] = request.state.request_id
         headers.update(HEADERS)
         is_framed = getattr(request.state, "is_framed", False)
-        headers["Content-Security-Policy"] = POLICY + ("*" if is_framed else "'none'")
+        policy = POLICY.replace(*WITH_WEBGL) if getattr(request.state, "has_webgl", False) else POLICY
+        headers["Content-Security-Policy"] = policy + ("*" if is_framed else "'none'")
         if not is_framed:
             headers["X-Frame-Options"] = "DENY"
         root = self._settings.root_path

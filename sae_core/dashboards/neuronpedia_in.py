@@ -11,41 +11,32 @@ as the sum of the densities, the number of tokens as firings ÷ density.
 
 import hashlib
 import re
-import shutil
 import struct
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sae_core.bands import N_BANDS
-from sae_core.config import check_slug
 from sae_core.dashboards import NEURONPEDIA
+from sae_core.dashboards.gathered import Gathered
 from sae_core.dashboards.neuronpedia_files import (
     BulkFeature,
-    batches,
-    examples,
     explanations,
-    facts,
     features,
 )
 from sae_core.dashboards.packing import (
     are_octaves_of,
     band_of,
-    context_hash,
     packed_histogram,
     packed_pairs,
     row_of,
 )
-from sae_core.dashboards.spool import Part, Spool, place_of
+from sae_core.dashboards.spool import place_of
 from sae_core.errors import CorpusError
-from sae_core.progress import StopRequest, progress_bar
+from sae_core.progress import StopRequest
 from sae_core.records import (
     TOP_BAND,
     Context,
@@ -62,22 +53,7 @@ from sae_core.records import (
 )
 
 DENSE_THRESHOLD = 0.1
-MOST_TOKENS = 4_000_000  # distinct strings; the largest vocabularies have a quarter million
 MOST_EXAMPLES = 65_535  # of one feature
-MOST_ESTIMATES = 10_001  # features from which the number of tokens is told
-
-
-@dataclass(slots=True)
-class _Seen:
-    """What is known once all lines of features/ have been read."""
-
-    source: tuple[str, str] | None = None
-    maxima: dict[int, float] = field(default_factory=dict)  # by feature index
-    densities: dict[int, float] = field(default_factory=dict)
-    hook_name: str | None = None
-    d_in: int = 0
-    n_tokens: int = 0
-    tokens: dict[str, int] = field(default_factory=dict)  # every token string, numbered
 
 
 class Dashboard:
@@ -85,62 +61,48 @@ class Dashboard:
 
     def __init__(self, folder: Path, *, home: Path, slug: str | None = None) -> None:
         """Reads features/; raises CorpusError for what cannot be used."""
-        self._folder, self._started = folder, time.monotonic()
-        self._files = {kind: batches(folder, kind) for kind in ("features", "activations", "explanations")}
-        for kind in ("features", "activations"):
-            if not self._files[kind]:
-                raise CorpusError(f"{folder} has no {kind}/batch-N.jsonl.gz; fetch them, or give the folder above.")
-        self._facts = facts(folder)
-        self._seen = self._read_features()
-        assert self._seen.source is not None
-        model_name, layer = self._seen.source
-        self.slug = check_slug(slug or re.sub(r"[^a-z0-9._-]+", "-", f"{model_name}-{layer}".lower()).strip("-._"))
-        self._spool_folder = home / "imports" / f"{self.slug}.partly"
-        self._spool = Spool(self._spool_folder)
-        self._places: dict[int, list[tuple[Path, int, int]]] = {}  # of a feature: part, first and last row
-        self._token_ids: dict[Path, NDArray[np.uint32]] = {}  # of a part: global ids of its tokens
-        self._context_ids: dict[Path, NDArray[np.int64]] = {}
-        self._is_first: dict[Path, NDArray[np.bool_]] = {}
-        self.n_contexts = 0
-        self._longest = 0
+        self._read = Gathered(folder, home=home, slug=slug)
+
+    @property
+    def slug(self) -> str:
+        return self._read.slug
+
+    @property
+    def n_contexts(self) -> int:
+        return self._read.n_contexts
 
     def gather(self, stop: StopRequest) -> bool:
         """Steps 1 and 2; False if it was asked to stop, then the same again goes on."""
-        files = self._files["activations"]
-        with progress_bar(total=len(files), what="reading", unit=" files") as bar:
-            for file in files:
-                if stop.was_made:
-                    return False
-                if not self._spool.holds(file):
-                    self._spool.add(file, self._checked(file))
-                bar.update()
-        self._number()
-        return True
+        return self._read.gather(stop)
 
     def finish(self) -> None:
         """Away with what was kept to go on; call it when the store has everything."""
-        shutil.rmtree(self._spool_folder, ignore_errors=True)
+        self._read.finish()
 
     @property
     def n_features(self) -> int:
-        return len(self._seen.maxima)
+        return len(self._read.seen.maxima)
 
     # What the store is given
 
     def sae(self, *, created_at: datetime | None = None) -> SAEInfo:
         """The SAE, without weights."""
-        seen = self._seen
+        seen = self._read.seen
         assert seen.source is not None
         hook_name = seen.hook_name or seen.source[1]
         numbers = re.findall(r"\d+", hook_name) or ["0"]
-        declared = self._facts.get("saelensConfig")
-        config = {"format": NEURONPEDIA, "imported_from": str(self._folder), "source": seen.source[1]}
+        declared = self._read.facts.get("saelensConfig")
+        config: dict[str, object] = {
+            "format": NEURONPEDIA,
+            "imported_from": str(self._read.folder),
+            "source": seen.source[1],
+        }
         config |= {"saelens": declared} if isinstance(declared, dict) else {}
         return SAEInfo(
-            slug=self.slug,
+            slug=self._read.slug,
             model=ModelInfo(
                 model_name=seen.source[0],
-                revision=f"{NEURONPEDIA} {self._fingerprint()[:16]}",
+                revision=f"{NEURONPEDIA} {self._read.fingerprint()[:16]}",
                 architecture="not here",
                 n_layers=0,
                 d_model=seen.d_in,
@@ -159,7 +121,7 @@ class Dashboard:
 
     def vocabulary(self) -> Vocabulary:
         """Every token string of the files."""
-        return Vocabulary(tokens=tuple(token.encode() for token in self._seen.tokens), special_ids=frozenset())
+        return Vocabulary(tokens=tuple(token.encode() for token in self._read.seen.tokens), special_ids=frozenset())
 
     def records(self) -> IndexRecords:
         """The index: contexts, features and examples, made while they are consumed."""
@@ -171,10 +133,10 @@ class Dashboard:
         """The newest explanation of each kind of each feature, and how many others there are."""
         newest: dict[tuple[int, str], Label] = {}
         n_others = 0
-        for file in self._files["explanations"]:
+        for file in self._read.files["explanations"]:
             for line in explanations(file):
-                self._check_source(line.source, line.place)
-                if line.feature_index not in self._seen.maxima or not line.description.strip():
+                self._read.check_source(line.source, line.place)
+                if line.feature_index not in self._read.seen.maxima or not line.description.strip():
                     continue
                 kind = "automatic" if line.is_automatic else "human"
                 label = Label(
@@ -186,115 +148,23 @@ class Dashboard:
                     newest[line.feature_index, kind] = label
         return [(feature_index, label) for (feature_index, _), label in newest.items()], n_others
 
-    # Reading
-
-    def _read_features(self) -> _Seen:
-        seen = _Seen()
-        prompts, length = self._facts.get("num_prompts"), self._facts.get("num_tokens_in_prompt")
-        if isinstance(prompts, int) and isinstance(length, int) and prompts > 0 and length > 0:
-            seen.n_tokens = prompts * length
-        estimates: list[float] = []
-        for file in self._files["features"]:
-            for feature in features(file):
-                seen.source = seen.source or feature.source
-                self._check_source(feature.source, feature.place, seen=seen)
-                if feature.feature_index in seen.maxima:
-                    raise CorpusError(
-                        f"{feature.place} is feature {feature.feature_index} once more; leave one of the two files out."
-                    )
-                density = feature.density
-                n_active = sum(feature.bar_heights)
-                if density is None and n_active and not seen.n_tokens:
-                    raise CorpusError(f"{feature.place} has no frac_nonzero, so its density cannot be told.")
-                density = (n_active / seen.n_tokens if n_active else 0.0) if density is None else density
-                seen.densities[feature.feature_index] = min(density, 1.0)
-                seen.maxima[feature.feature_index] = feature.max_activation or 0.0
-                seen.hook_name = seen.hook_name or feature.hook_name
-                seen.d_in = seen.d_in or feature.d_in
-                if feature.density and n_active and len(estimates) < MOST_ESTIMATES:
-                    estimates.append(n_active / density)
-                for token, _ in (*feature.promoted, *feature.suppressed):
-                    seen.tokens.setdefault(token, len(seen.tokens))
-        if not seen.maxima:
-            raise CorpusError(f"{self._folder}/features holds no feature; fetch the files again.")
-        if estimates:  # firings ÷ density: what the numbers themselves say goes before what is declared
-            seen.n_tokens = round(float(np.median(estimates)))
-        return seen
-
-    def _checked(self, file: Path) -> Iterator[Any]:
-        for example in examples(file):
-            self._check_source(example.source, example.place)
-            if example.feature_index not in self._seen.maxima:
-                raise CorpusError(
-                    f"{example.place} is of feature {example.feature_index}, which features/ does not have; fetch the "
-                    "missing files of features."
-                )
-            yield example
-
-    def _check_source(self, source: tuple[str, str], place: object, *, seen: _Seen | None = None) -> None:
-        expected = (seen or self._seen).source
-        if source != expected:
-            assert expected is not None
-            raise CorpusError(
-                f"{place} is of {'/'.join(source)} and the lines before of {'/'.join(expected)}; import one at a time."
-            )
-
-    def _number(self) -> None:
-        tokens, hashes, paths = self._seen.tokens, [], []
-        for part in self._spool.parts(self._files["activations"]):
-            ids = np.array([tokens.setdefault(token, len(tokens)) for token in part.tokens], np.uint32)
-            if len(tokens) > MOST_TOKENS:
-                raise CorpusError(
-                    f"The files hold over {MOST_TOKENS:,} different tokens; these are no tokens of a model."
-                )
-            self._token_ids[part.path] = ids
-            whole = ids[part.token]
-            own = [context_hash(whole[a:b]) for a, b in pairwise(part.start.tolist())]
-            hashes.append(np.array(own, "S16"))
-            paths.append((part.path, len(part)))
-            self._longest = max(self._longest, int(np.diff(part.start).max(initial=0)))
-            self._note_places(part)
-        keys = np.concatenate([np.zeros(0, "S16"), *hashes])
-        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-        numbers = np.empty(len(first), np.int64)
-        numbers[np.argsort(first)] = np.arange(len(first))  # contexts are numbered as they first come
-        is_first = np.zeros(len(keys), np.bool_)
-        is_first[first] = True
-        self.n_contexts, start = len(first), 0
-        for path, n in paths:
-            self._context_ids[path] = numbers[inverse[start : start + n]]
-            self._is_first[path] = is_first[start : start + n]
-            start += n
-
-    def _note_places(self, part: Part) -> None:
-        order = np.flatnonzero(np.diff(part.feature_index)) + 1
-        bounds = [0, *order.tolist(), len(part)]
-        for first, last in pairwise(bounds):
-            self._places.setdefault(int(part.feature_index[first]), []).append((part.path, first, last))
-
-    def _fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for token in self._seen.tokens:
-            digest.update(token.encode() + b"\0")
-        return digest.hexdigest()
-
     # Records
 
     def _info(self) -> IndexInfo:
-        seen = self._seen
+        seen = self._read.seen
         densities = np.array(list(seen.densities.values()))
-        dataset = self._facts.get("dataset")
-        digest = hashlib.sha256(f"{self._fingerprint()} {self.n_contexts} {seen.n_tokens}".encode())
+        dataset = self._read.facts.get("dataset")
+        digest = hashlib.sha256(f"{self._read.fingerprint()} {self._read.n_contexts} {seen.n_tokens}".encode())
         return IndexInfo(
-            slug=self.slug,
+            slug=self._read.slug,
             corpus=CorpusInfo(
                 name=NEURONPEDIA,
                 fingerprint=digest.hexdigest(),
-                sources=(str(dataset) if isinstance(dataset, str) and dataset else str(self._folder),),
-                context_size=max(self._longest, 1),
+                sources=(str(dataset) if isinstance(dataset, str) and dataset else str(self._read.folder),),
+                context_size=max(self._read.longest, 1),
                 prepend_bos=False,  # tokens are shown as they are
                 n_documents=0,
-                n_contexts=self.n_contexts,
+                n_contexts=self._read.n_contexts,
                 n_tokens=seen.n_tokens,
             ),
             metrics=IndexMetrics(
@@ -308,28 +178,28 @@ class Dashboard:
             ),
             dtype="as published",
             seed=0,
-            seconds=time.monotonic() - self._started,
+            seconds=time.monotonic() - self._read.started,
             created_at=datetime.now(UTC),
         )
 
     def _contexts(self) -> Iterator[Context]:
-        for part in self._spool.parts(self._files["activations"]):
-            ids, numbers = self._token_ids[part.path], self._context_ids[part.path]
-            for row in np.flatnonzero(self._is_first[part.path]).tolist():
+        for part in self._read.spool.parts(self._read.files["activations"]):
+            ids, numbers = self._read.token_ids[part.path], self._read.context_ids[part.path]
+            for row in np.flatnonzero(self._read.is_first[part.path]).tolist():
                 token_ids = ids[part.token[part.start[row] : part.start[row + 1]]]
                 yield Context(
                     context_id=int(numbers[row]),
-                    source=str(place_of(part, row)),
+                    source=place_of(part, row),
                     token_ids=token_ids.astype("<u4").tobytes(),
                 )
 
     def _features(self) -> Iterator[PackedFeature]:
-        for file in self._files["features"]:
+        for file in self._read.files["features"]:
             for feature in features(file):
                 yield self._packed_feature(feature)
 
     def _packed_feature(self, feature: BulkFeature) -> PackedFeature:
-        seen = self._seen
+        seen = self._read.seen
         number, density = feature.feature_index, seen.densities[feature.feature_index]
         most = self._maximum(number)
         heights, values = np.array(feature.bar_heights, float), np.array(feature.bar_values)
@@ -360,20 +230,16 @@ class Dashboard:
 
     def _maximum(self, feature_index: int) -> float:
         """As the files say; of a feature whose maximum they do not say, that of its examples."""
-        most = self._seen.maxima[feature_index]
+        most = self._read.seen.maxima[feature_index]
         if most <= 0:
-            for part, first, last in self._rows(feature_index):
+            for part, first, last in self._read.rows(feature_index):
                 most = max(most, float(part.value[part.start[first] : part.start[last]].max(initial=0)))
         return most
-
-    def _rows(self, feature_index: int) -> Iterator[tuple[Part, int, int]]:
-        for path, first, last in self._places.get(feature_index, ()):
-            yield self._spool.part(path), first, last
 
     def _bands(self, feature_index: int, most: float) -> tuple[bool, list[float]]:
         """Whether the intervals of a feature's examples are octaves, and the share of its firings in each band."""
         intervals: dict[tuple[float, float], float] = {}
-        for part, first, last in self._rows(feature_index):
+        for part, first, last in self._read.rows(feature_index):
             for low, high, contains in part.bins[first:last].tolist():
                 if 0 <= contains < 1:
                     intervals[low, high] = contains
@@ -384,12 +250,12 @@ class Dashboard:
         return are_octaves, shares if intervals else []
 
     def _examples(self) -> Iterator[PackedExamples]:
-        for feature_index in sorted(self._places):
+        for feature_index in sorted(self._read.places):
             most = self._maximum(feature_index)
             are_octaves, _ = self._bands(feature_index, most)
             rows = [
-                row_of(part, row, int(self._context_ids[part.path][row]), most, are_octaves=are_octaves)
-                for part, first, last in self._rows(feature_index)
+                row_of(part, row, int(self._read.context_ids[part.path][row]), most, are_octaves=are_octaves)
+                for part, first, last in self._read.rows(feature_index)
                 for row in range(first, last)
             ]
             if len(rows) > MOST_EXAMPLES:

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_core.dashboards.neuronpedia_files import BulkExample, Place
+from sae_core.dashboards.neuronpedia_files import BulkExample
 from sae_core.disk import saving
 
-PART_EXAMPLES = 20_000
+PART_EXAMPLES = 5_000  # about 60 MB as Python holds them
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Spool:
         with saving(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             while some := list(islice(iterator, PART_EXAMPLES)):
-                _replace(self._part_path(file, n_parts), lambda path, some=some: _save(path, some))  # type: ignore[misc]
+                _replace(self._part_path(file, n_parts), lambda path, some=some: _save(path, some))
                 n_parts += 1
             note = json.dumps({**signature, "parts": n_parts})
             _replace(self._note_path(file), lambda path: path.write_text(note))
@@ -95,9 +95,9 @@ class Spool:
         return self._folder / f"{file.name.split('.')[0]}.json"
 
 
-def place_of(part: Part, row: int) -> Place:
-    """The line that an example came from."""
-    return Place(Path("activations") / f"{part.path.stem.rpartition('-')[0]}.jsonl.gz", int(part.line[row]))
+def place_of(part: Part, row: int) -> str:
+    """Where an example comes from: `batch-3 line 17`."""
+    return f"{part.path.stem.rpartition('-')[0]} line {int(part.line[row])}"
 
 
 def _save(path: Path, examples: list[BulkExample]) -> None:

@@ -177,10 +177,9 @@ def _made(name: str, tensors: dict[str, Tensor], k: int | None) -> tuple[SAE, di
         extras["group_sizes"] = tensors["group_sizes"].to(torch.int64)
     sae = made(
         architecture,
-        **{part: tensors[part] for part in ("W_enc", "W_dec", "b_enc", "b_dec")},
+        {**{part: tensors[part] for part in ("W_enc", "W_dec", "b_enc", "b_dec")}, **others},
         k=k,
         subtracts_b_dec=name not in ("AutoEncoderNew", "JumpReluAutoEncoder"),
-        **others,
     )
     return sae, extras
 

@@ -32,21 +32,18 @@ class ForeignSAE:
 
 def made(
     architecture: str,
+    tensors: Mapping[str, Tensor],
     *,
-    W_enc: Tensor,
-    W_dec: Tensor,
-    b_enc: Tensor,
-    b_dec: Tensor,
     k: int | None = None,
     is_transcoder: bool = False,
     subtracts_b_dec: bool | None = None,
     input_norm: str = "none",
-    **others: Tensor,
 ) -> SAE:
-    """An SAE of ours from tensors of `W_enc` (d_in, d_sae) and `W_dec` (d_sae, d_out).
+    """An SAE of ours from tensors by our names: `W_enc` (d_in, d_sae), `W_dec` (d_sae, d_out), biases and its own.
 
     Raises WeightsError if they do not fit each other. Where nobody says k, it is no bound.
     """
+    W_enc, W_dec = tensors["W_enc"], tensors["W_dec"]
     if W_enc.ndim != 2 or W_dec.ndim != 2:
         raise WeightsError(f"W_enc {_size(W_enc)} and W_dec {_size(W_dec)} are no matrices; this is no SAE.")
     d_in, d_sae = W_enc.shape
@@ -56,7 +53,6 @@ def made(
     if subtracts_b_dec is not None:
         shape["subtracts_b_dec"] = subtracts_b_dec
     shape["input_norm"] = input_norm
-    tensors = {"W_enc": W_enc, "W_dec": W_dec, "b_enc": b_enc, "b_dec": b_dec, **others}
     try:
         with torch.no_grad():
             return sae_of(shape, tensors)
@@ -75,7 +71,8 @@ def fold_decoder_norms(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same SAE with decoder rows of unit norm; pre-activations, biases and thresholds grow by the norms."""
     norms = tensors["W_dec"].norm(dim=1).clamp_min(1e-8)
     changed = {"W_enc": tensors["W_enc"] * norms, "W_dec": tensors["W_dec"] / norms.unsqueeze(1)}
-    grown = {name: tensors[name] * norms for name in ("b_enc", "b_mag", "fixed_threshold") if name in tensors}
+    biases = ("b_enc", "b_mag", "fixed_threshold")
+    grown = {name: tensors[name] * norms for name in biases if name in tensors}
     return {**tensors, **changed, **grown}
 
 

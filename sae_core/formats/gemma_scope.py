@@ -55,19 +55,16 @@ def read(source: Source) -> ForeignSAE:
         }
         notes = ("Gemma multiplies its embeddings by √d_in, which was folded into the weights.",)
         read_at = "blocks.0.hook_resid_pre"
-    others = {"fixed_threshold": tensors["threshold"].clamp_min(0)}
-    is_transcoder = written_at is not None or "affine_skip_connection" in tensors
+    named = {
+        "W_enc": tensors["w_enc"],
+        "W_dec": tensors["w_dec"],
+        "b_enc": tensors["b_enc"],
+        "b_dec": tensors["b_dec"],
+        "fixed_threshold": tensors["threshold"].clamp_min(0),
+    }
     if "affine_skip_connection" in tensors:
-        others["W_skip"] = tensors["affine_skip_connection"].T
-    sae = made(
-        "jumprelu",
-        W_enc=tensors["w_enc"],
-        W_dec=tensors["w_dec"],
-        b_enc=tensors["b_enc"],
-        b_dec=tensors["b_dec"],
-        is_transcoder=is_transcoder,
-        **others,
-    )
+        named["W_skip"] = tensors["affine_skip_connection"].T
+    sae = made("jumprelu", named, is_transcoder=written_at is not None or "W_skip" in named)
     l0 = re.search(r"average_l0_(\d+)", path)
     return ForeignSAE(
         sae=sae,

@@ -23,10 +23,12 @@ def read(source: Source) -> ForeignSAE:
     tensors = in_float32(stored)
     sae = made(
         "relu",
-        W_enc=tensors["encoder_linear.weight"].T,
-        W_dec=tensors["decoder_linear.weight"].T,
-        b_enc=tensors["encoder_linear.bias"],
-        b_dec=tensors["decoder_linear.bias"],
+        {
+            "W_enc": tensors["encoder_linear.weight"].T,
+            "W_dec": tensors["decoder_linear.weight"].T,
+            "b_enc": tensors["encoder_linear.bias"],
+            "b_dec": tensors["decoder_linear.bias"],
+        },
         subtracts_b_dec=False,
     )
     layer = re.search(r"-l(\d+)$", source.weights.stem)

@@ -54,6 +54,7 @@ class ImportConfig:
     dtype: str = "float32"  # of the model
     context_size: int | None = None
     prepend_bos: bool | None = None
+    replaces: bool = False  # an import of the same name and other settings
 
     def __post_init__(self) -> None:
         for name in (self.hook, self.target_hook):
@@ -98,8 +99,7 @@ def import_sae(config: ImportConfig, *, home: Path) -> Imported:
     slug = check_slug(config.slug or _slug(source, format.name, foreign, config))
     info = _info(source, format.name, foreign, config, outline.info, slug, home=home)
     folder = Path(info.weights_path)
-    _check_free(folder, info)
-    if not (folder / IMPORT_FILE).exists():
+    if not _is_there(folder, info, replaces=config.replaces):
         _write(folder, source, foreign, info)
     return Imported(info=info, format=format.name, notes=foreign.notes, doubts=foreign.doubts, l0=foreign.l0)
 
@@ -213,21 +213,22 @@ def _info(
     )
 
 
-def _check_free(folder: Path, info: SAEInfo) -> None:
-    """Raises ConfigError if something else was imported under this name."""
+def _is_there(folder: Path, info: SAEInfo, *, replaces: bool) -> bool:
+    """Whether this very import is there. Raises ConfigError if another is, unless this one `replaces` it."""
     try:
         known = json.loads((folder / IMPORT_FILE).read_text(encoding="utf-8"))["settings"]
     except FileNotFoundError:
-        return
+        return False
     except (OSError, ValueError, KeyError, TypeError):
         known = {}
     differing = [name for name in {**known, **info.config} if known.get(name) != info.config.get(name)]
     differing = [name for name in differing if name != "imported_from"]  # the same file may have moved
-    if differing:
+    if differing and not replaces:
         raise ConfigError(
             f"The import {info.slug} exists with another {', '.join(sorted(differing))}; give this one another --slug, "
-            f"or remove the folder {folder}."
+            "or --replace, which drops that one with its indexes and labels."
         )
+    return not differing
 
 
 def _write(folder: Path, source: Source, foreign: ForeignSAE, info: SAEInfo) -> None:

@@ -55,12 +55,14 @@ def read(source: Source) -> ForeignSAE:
     is_transcoder = written_at is not None and written_at != read_at
     sae = made(
         "jumprelu",
-        W_enc=W_enc,
-        W_dec=W_dec,
-        b_enc=tensors["encoder.bias"],
-        b_dec=b_dec,
+        {
+            "W_enc": W_enc,
+            "W_dec": W_dec,
+            "b_enc": tensors["encoder.bias"],
+            "b_dec": b_dec,
+            "fixed_threshold": threshold.clamp_min(0),
+        },
         is_transcoder=is_transcoder,
-        fixed_threshold=threshold.clamp_min(0),
     )
     top_k = config.get("top_k")
     return ForeignSAE(

@@ -40,10 +40,12 @@ def read(source: Source) -> ForeignSAE:
     W_dec = tensors["decoder.weight"].T if "decoder.weight" in tensors else tensors["encoder.weight"]
     sae = made(
         "topk" if k else "relu",
-        W_enc=tensors["encoder.weight"].T,
-        W_dec=W_dec,
-        b_enc=tensors["latent_bias"],
-        b_dec=tensors["pre_bias"],
+        {
+            "W_enc": tensors["encoder.weight"].T,
+            "W_dec": W_dec,
+            "b_enc": tensors["latent_bias"],
+            "b_dec": tensors["pre_bias"],
+        },
         k=k,
         subtracts_b_dec=True,
         input_norm="layer_norm" if k else "none",

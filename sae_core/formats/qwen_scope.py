@@ -35,10 +35,12 @@ def read(source: Source) -> ForeignSAE:
     tensors = in_float32(stored)
     sae = made(
         "topk",
-        W_enc=tensors["W_enc"].T,
-        W_dec=tensors["W_dec"].T,
-        b_enc=tensors["b_enc"],
-        b_dec=tensors["b_dec"],
+        {
+            "W_enc": tensors["W_enc"].T,
+            "W_dec": tensors["W_dec"].T,
+            "b_enc": tensors["b_enc"],
+            "b_dec": tensors["b_dec"],
+        },
         k=k,
         subtracts_b_dec=False,
     )

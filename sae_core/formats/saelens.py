@@ -103,12 +103,11 @@ def read(source: Source) -> ForeignSAE:
     is_transcoder = "transcoder" in kind
     sae = made(
         _ARCHITECTURES[kind],
-        **{name: tensors[name] for name in ("W_enc", "W_dec", "b_enc", "b_dec")},
+        {**{name: tensors[name] for name in ("W_enc", "W_dec", "b_enc", "b_dec")}, **others},
         k=k,
         is_transcoder=is_transcoder,
         subtracts_b_dec=None if is_transcoder else bool(config.get("apply_b_dec_to_input", True)),
         input_norm=_NORMS[norm],
-        **others,
     )
     said = config | (config["metadata"] if isinstance(config.get("metadata"), dict) else {})
     hook = said.get("hook_name")

@@ -51,16 +51,14 @@ def read(source: Source) -> ForeignSAE:
     if activation == "groupmax" and d_sae % k:
         raise WeightsError(f"{d_sae} features do not make {k} equal groups, as groupmax needs.")
     is_transcoder = bool(config.get("transcode", False))
-    sae = made(
-        _ACTIVATIONS[activation],
-        W_enc=tensors["encoder.weight"].T,
-        W_dec=tensors["W_dec"],
-        b_enc=tensors["encoder.bias"],
-        b_dec=tensors["b_dec"],
-        k=k,
-        is_transcoder=is_transcoder,
-        **({"W_skip": tensors["W_skip"]} if "W_skip" in tensors else {}),
-    )
+    named = {
+        "W_enc": tensors["encoder.weight"].T,
+        "W_dec": tensors["W_dec"],
+        "b_enc": tensors["encoder.bias"],
+        "b_dec": tensors["b_dec"],
+        **{name: tensors[name] for name in ("W_skip",) if name in tensors},
+    }
+    sae = made(_ACTIVATIONS[activation], named, k=k, is_transcoder=is_transcoder)
     written = our_hook_name(source.folder.name)
     return ForeignSAE(
         sae=sae,

@@ -1,13 +1,17 @@
 """Charts: figures that Plotly takes, and geometry that stays within its box."""
 
 import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
 from app import charts
+from app.points import PointsCache
 from sae_core.metrics import cosine_histogram
 from sae_core.records import FeaturePoint, Histogram
 from sae_core.store import Store
+from tests.factories import make_records, make_store
 
 
 @pytest.fixture
@@ -20,6 +24,9 @@ def test_plotly_takes_the_figures(points: list[FeaturePoint]) -> None:
 
     for figure in (charts.density_figure(points), charts.scatter_figure(points), charts.density_figure([])):
         assert Figure(figure)
+    assert Figure(charts.cosine_figure(points)).data[0].y == tuple(
+        pytest.approx(p.encoder_decoder_cosine, abs=1e-4) for p in points if p.density > 0
+    )
 
 
 def test_plotly_script_is_in_the_wheel() -> None:
@@ -80,3 +87,31 @@ def test_token_sparkline_shows_a_peak_in_a_long_text() -> None:
     path = charts.token_sparkline(activations, scale=2.0)
     assert path.count("M") == 1
     assert "v-20.0" in path
+
+
+def test_what_is_drawn_of_an_index_is_drawn_once_and_again_for_another(own_store: Store) -> None:
+    kept, drawings = PointsCache(), 0
+
+    def total(found: Sequence[FeaturePoint]) -> float:
+        nonlocal drawings
+        drawings += 1
+        return sum(point.density for point in found)
+
+    def asked(corpus: str) -> float:
+        return kept.drawn(own_store, own_store.index("demo", corpus=corpus), total)
+
+    def expected(corpus: str) -> float:
+        return sum(point.density for point in own_store.feature_points("demo", corpus=corpus))
+
+    assert asked("stories") == asked("stories") == expected("stories") and drawings == 1
+    assert asked("poems") == expected("poems") != asked("stories") and drawings == 2
+    own_store.add_index(make_records(corpus="stories", seed=5))
+    assert asked("stories") == expected("stories") and drawings == 3
+
+
+@pytest.fixture
+def own_store(tmp_path: Path) -> Iterator[Store]:
+    """To be written to."""
+    opened = make_store(f"sqlite:///{tmp_path}/saescope.db")
+    yield opened
+    opened.close()

@@ -13,7 +13,7 @@ from app.main import create_app
 from app.settings import Settings
 from sae_core.store import Store
 from tests.app.fake_prober import FakeProber
-from tests.bulk_files import write_batch, write_bulk_files
+from tests.bulk_files import explanation_row, write_batch, write_bulk_files
 
 SLUG = "gpt2-small-6-res-jb"
 SENTENCE = "only the dashboard is here, without weights"
@@ -73,6 +73,8 @@ def test_what_was_not_in_the_files_says_so(client: TestClient) -> None:
 def test_it_cannot_be_probed_and_every_way_there_says_why(client: TestClient, prober: FakeProber) -> None:
     assert "Probe" not in client.get(f"/saes/{SLUG}/features/4").text.split("</header>")[0]
     assert "Try it" not in client.get(f"/saes/{SLUG}/features/4").text
+    assert "/probe" not in client.get(f"/saes/{SLUG}/features/4").text
+    assert "/probe" not in client.get(f"/saes/{SLUG}/features/4?embed=1").text
     empty = client.get(f"/saes/{SLUG}/probe")
     asked = client.get(f"/saes/{SLUG}/probe?text=hello")
     posted = client.post(f"/api/saes/{SLUG}/probe", json={"text": "hello"})
@@ -82,6 +84,25 @@ def test_it_cannot_be_probed_and_every_way_there_says_why(client: TestClient, pr
     for answer in (empty, asked, posted, walked):
         assert SENTENCE in answer.text
     assert prober.texts == [] and prober.warmed == []
+
+
+def test_the_start_page_offers_no_probe_where_nothing_can_be_probed(client: TestClient) -> None:
+    text = client.get("/").text
+
+    assert "a dashboard without weights" in text and "Text to probe" not in text and "/probe" not in text
+    assert "disabled" in client.get(f"/saes/{SLUG}/probe").text
+
+
+def test_an_automatic_label_of_saescopes_own_has_lost_its_confidence_and_shows_none(tmp_path: Path) -> None:
+    bulk = write_bulk_files(tmp_path / "bulk")
+    own = explanation_row(0, "dense", explanationModelName=None, typeName="saescope", authorId=None)
+    write_batch(bulk, "explanations", 0, [own])
+    with closing(Store.open(f"sqlite:///{tmp_path}/saescope.db")) as store:
+        import_dashboard(store, bulk, home=tmp_path)
+        with TestClient(create_app(Settings(home=tmp_path), store=store, prober=FakeProber())) as client:
+            text = client.get(f"/saes/{SLUG}/features/0").text
+
+    assert "automatic label by saescope" in text
 
 
 def test_a_feature_page_shows_the_tokens_and_the_explanation(client: TestClient) -> None:

@@ -42,7 +42,7 @@ def test_windows_hold_every_token_once_in_order() -> None:
     example = make_example([f" {i}" for i in range(128)], position=60)
     view = example_view(example, scale=1)
     assert [run.reach for run in view.runs] == ["full", "medium", "short", "medium", "full"]
-    assert [token.position for run in view.runs for token in run.tokens] == list(range(128))
+    assert [token.token_id for run in view.runs for token in run.tokens] == list(range(128))
     short = next(run for run in view.runs if run.reach == "short")
     assert any(token.is_peak for token in short.tokens)
     assert (view.cut_before, view.cut_after) == ("short medium", "short medium")
@@ -53,7 +53,7 @@ def test_windows_hold_every_token_once_in_order() -> None:
 def test_windows_hold_every_token_wherever_the_peak_is(n: int, position: int) -> None:
     example = make_example([f" {i}" for i in range(n)], position=min(position, n - 1))
     view = example_view(example, scale=1)
-    assert [token.position for run in view.runs for token in run.tokens] == list(range(n))
+    assert [token.token_id for run in view.runs for token in run.tokens] == list(range(n))
 
 
 def test_windows_do_not_begin_or_end_with_blank_lines() -> None:

@@ -33,6 +33,9 @@ PAGES = [
     "/saes/demo/features/0?width=full&breaks=1",
     "/saes/demo/features/3",
     "/saes/demo/features/0?embed=1",
+    "/saes/demo/features/0?tested=pattern-detection",
+    "/scores",
+    "/scores?kind=model&method=fuzzing",
     "/saes/demo/probe",
     "/saes/demo/probe?text=the+%3Cscript%3Ealert(1)%3C/script%3E+%E4%B8%AD&feature=3&token=2",
     "/saes/unindexed/probe?text=the+king",
@@ -223,8 +226,38 @@ def test_sae_page_of_an_older_index_says_what_was_not_measured(tmp_path: object)
     store.close()
     assert page.count("not measured") == 5  # cosine, bias, CE loss, KL, encoder·decoder
     assert "<b>0.812</b>" in page and "<b>0.969</b>" in page
-    assert "encoder·decoder cosine" not in page
+    assert "Number of features by encoder·decoder cosine" not in page
     assert metrics["kl"] is None and metrics["encoder_decoder_histogram"] is None
+
+
+def test_sae_page_lists_dense_and_dead_features(client: TestClient, store: Store) -> None:
+    points = store.feature_points("demo", corpus="stories")
+    dense = sorted((p for p in points if p.density > 0.1), key=lambda p: (-p.density, p.feature_index))
+    dead = [p for p in points if p.density == 0]
+    section = client.get("/saes/demo?corpus=stories").text.split('<section id="ends">')[1].split("</section>")[0]
+    first, second = section.split("<h3>")[1:]
+    assert first.startswith(f"{len(dense)} ") and second.startswith(f"{len(dead)} ") and dense and dead
+    assert re.findall(r">#(\d+)</a>", first) == [str(p.feature_index) for p in dense[:8]]
+    assert re.findall(r">#(\d+)</a>", second) == [str(p.feature_index) for p in dead[:24]]
+    for part, own in ((first, dense), (second, dead)):
+        href = unescape(re.findall(r'href="([^"]*/features\?[^"]*)"', part)[-1])
+        items = client.get(f"/api{href}&limit=200").json()["items"]
+        assert {item["feature"]["feature_index"] for item in items} == {p.feature_index for p in own}
+
+
+def test_home_shows_the_lists_that_changed_last(tmp_path: object) -> None:
+    from app.main import create_app
+    from app.settings import Settings
+    from tests.factories import make_store
+
+    store = make_store(f"sqlite:///{tmp_path}/home.db")
+    with TestClient(create_app(Settings(), store=store, prober=FakeProber())) as client:
+        assert "Lists that changed last" not in client.get("/").text
+        made = [store.add_list(title=f"List <{i}>") for i in range(7)]
+        store.add_list_item(made[0], "demo", 0)
+        shown = re.findall(r'<a class="number" href="/lists/(\w+)">', client.get("/").text)
+    assert shown == [made[0], *reversed(made[3:])]
+    store.close()
 
 
 def test_features_page_and_its_twin_say_the_same(client: TestClient) -> None:

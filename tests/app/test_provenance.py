@@ -51,3 +51,31 @@ def test_index_command_is_taken() -> None:
 def test_settings_are_listed_without_empty_ones() -> None:
     rows = provenance.settings_rows({"k": 4096, "device": None, "corpus": ["a", "b"], "flag": True})
     assert rows == [("k", "4,096"), ("corpus", "a, b"), ("flag", "yes")]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"prepend_bos": False, "input_scale": 0.25, "dtype": "bfloat16", "hook": "mlp_out"},
+        {"target_hook": "blocks.4.hook_mlp_out", "hook": "mlp_in", "context_size": 64},
+    ],
+)
+def test_an_imported_sae_is_made_again_by_importing_it(changes: dict[str, object]) -> None:
+    config = {
+        "model": "a model",
+        "layer": 3,
+        "hook": "resid_post",
+        "imported_from": "their folder/x.pt",
+        "format": "openai",
+    }
+    sae = make_sae(config={**config, **changes})
+
+    command = provenance.train_command(sae)
+
+    assert command is not None and sae.origin == "their folder/x.pt"
+    parsed = make_parser().parse_args(words(command))
+    said = {**config, **changes, "source": config["imported_from"], "slug": sae.slug}
+    said |= {"target_hook": "mlp_out", "target_layer": 4} if "target_hook" in changes else {}
+    del said["imported_from"]
+    assert {name: getattr(parsed, name) for name in said} == said

@@ -23,10 +23,16 @@ def test_every_field_is_read_from_the_environment() -> None:
         "read_only": "True", "login": "True", "insecure": "False", "visitors": "True", "visibility": "unlisted",
         "session_days": "2.5", "root_path": "/scope", "trusted_proxies": "10.0.0.1", "rate_limit": "0",
         "body_timeout": "5.0", "max_connections": "50", "workers": "2", "log": "json",
+        "llm_base_url": "http://localhost:11434/v1", "llm_model": "m", "llm_key": "sk-1",
+        "llm_timeout": "2.5", "llm_concurrency": "2",
     }  # fmt: skip
     assert set(values) == {field.name for field in dataclasses.fields(Settings)}
     settings = Settings.from_env({f"SAESCOPE_{name.upper()}": value for name, value in values.items()})
     assert {name: str(getattr(settings, name)) for name in values} == values
+
+
+def test_the_key_is_not_printed() -> None:
+    assert "sk-1" not in repr(Settings(llm_key="sk-1"))
 
 
 def test_override_wins_and_none_is_not_given() -> None:

@@ -2,8 +2,8 @@
 
     make screenshots        # or: python -m tests.browser.screenshots [--home DIR] [--out DIR]
 
-Serves the SAE of `saescope demo` (run that first), and the list that changed last, if there is one; look at the
-pictures after every change to a page.
+Serves the SAE of `saescope demo` (run that first), and the list that changed last, if there is one. `--only map sae`
+takes only those pages. Look at the pictures after every change to a page.
 """
 
 import argparse
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, help="where `saescope demo` put its database")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "screenshots")
     parser.add_argument("--feature", type=int, default=FEATURE, help="the feature whose page is photographed")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="which pages; default all")
     parser.add_argument("--other", type=int, default=OTHER, help="the feature that it is compared with")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -50,11 +51,20 @@ def main() -> None:
         "home": "/",
         "sae": here,
         "features": f"{here}/features",
+        "table": f"{here}/features?view=table&sort=-max",
+        "map": f"{here}/map?q=self",
         "feature": f"{here}/features/{arguments.feature}",
+        "embed": f"{here}/features/{arguments.feature}?embed=1",
+        "embedding": f"{here}/features/{arguments.feature}/embed",
         "probe": f"{here}/probe?text={quote(TEXT)}",
+        "search": "/search?q=self",
+        "runs": "/runs",
         "run": f"/runs/{SLUG}",
         "compare": f"/compare?a={SLUG}/{arguments.feature}&b={SLUG}/{arguments.other}",
+        "comparing": "/compare",
+        "lists": "/lists",
         "learn": "/learn",
+        "patterns": "/patterns",
         "glossary": "/glossary",
         "docs": "/docs",
         "error": f"{here}/features/999999",
@@ -63,6 +73,10 @@ def main() -> None:
     with closing(Store.open(settings.database_url)) as store:
         for found in store.lists()[:1]:
             pages["list"] = f"/lists/{found.list_id}"
+    unknown = set(arguments.only or ()) - set(pages)
+    if unknown:
+        parser.error(f"no page is called {', '.join(sorted(unknown))}; there are {', '.join(pages)}")
+    pages = {title: path for title, path in pages.items() if not arguments.only or title in arguments.only}
     with served(settings) as address, sync_playwright() as playwright:
         executable = browser_executable(playwright.chromium.executable_path)
         browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
@@ -75,6 +89,8 @@ def main() -> None:
                 for title, path in pages.items():
                     page.goto(path)
                     page.wait_for_load_state("networkidle")
+                    if title == "map":
+                        page.locator("#map[data-named]").wait_for()
                     if title == "learn":
                         page.locator("#walk-answer").scroll_into_view_if_needed()
                         page.locator("#walk").evaluate("(heading) => heading.scrollIntoView()")

@@ -175,9 +175,11 @@ def test_random_firings_are_firings_and_as_many_as_there_are_up_to_ten(built: Bu
         assert len({(e.context_id, e.position) for e in sample}) == len(sample)
 
 
-def test_contexts_are_those_that_examples_point_at(built: Built) -> None:
+def test_contexts_are_those_that_examples_point_at_and_those_of_the_sample(built: Built) -> None:
     numbers = [c.context_id for c in built.contexts]
-    assert numbers == sorted({e.context_id for e in built.examples})
+    assert built.records.sample is not None
+    sampled = np.frombuffer(built.records.sample.context_ids, "<u4").tolist()
+    assert numbers == sorted({e.context_id for e in built.examples} | set(sampled))
     assert built.records.info.corpus.n_contexts >= len(numbers)
     assert {Path(c.source).suffix for c in built.contexts} == {".txt"}
     assert max(len(c.token_ids) // 4 for c in built.contexts) <= CONTEXT_SIZE
@@ -319,3 +321,20 @@ def test_an_empty_corpus_and_lost_weights_are_said(built: Built, tmp_path: Path)
     lost = dataclasses.replace(built.info, weights_path=str(tmp_path / "gone"))
     with pytest.raises(WeightsError, match="no SAE weights"):
         build_index(lost, IndexConfig(slug="random", corpus=("python-docs",), tokens=100), home=tmp_path)
+
+
+def test_the_sample_holds_the_whole_code_of_its_contexts(built: Built) -> None:
+    sample = built.records.sample
+    assert sample is not None
+    numbers = np.frombuffer(sample.context_ids, "<u4").tolist()
+    assert set(numbers) <= {context.context_id for context in built.contexts}
+    starts, places = np.frombuffer(sample.starts, "<u4"), np.frombuffer(sample.places, "<u4")
+    values = np.frombuffer(sample.activations, "<f2")
+    assert len(starts) == D_SAE + 1
+    rows = {where: row for row, where in enumerate(built.where)}
+    found = torch.zeros_like(built.acts)
+    for i in range(D_SAE):
+        for at in range(starts[i], starts[i + 1]):
+            found[rows[numbers[places[at] >> 16], int(places[at] & 0xFFFF)], i] = float(values[at])
+    sampled = torch.tensor([where[0] in numbers for where in built.where])
+    torch.testing.assert_close(found[sampled], built.acts[sampled].float(), rtol=1e-3, atol=1e-3)

@@ -67,6 +67,12 @@ def test_the_same_import_again_changes_nothing_and_another_of_the_name_is_refuse
     with pytest.raises(ConfigError, match="another layer"):
         bring(tmp_path / "moved", model, slug="mine", layer=2)
 
+    replaced = bring(tmp_path / "moved", model, slug="mine", layer=2, replaces=True)
+
+    assert replaced.info.layer == 2
+    assert json.loads((weights.parent / "import.json").read_text())["settings"]["layer"] == 2
+    assert [path.name for path in weights.parent.parent.iterdir()] == ["mine"]
+
 
 def test_an_import_that_is_killed_leaves_nothing_under_its_name(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
