@@ -1,6 +1,6 @@
 """A reader's own text: run it, and put beside each feature what the corpus says about it.
 
-text ── inference.probe ──> ProbeResult ──┐
+text ── inference.answer ──> ProbeResult ─┐
 store: labels; density and maximum ───────┴──> ProbeReport ──> the API's answer
                                                    └──> ProbeView ──> the page
 """
@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from app.charts import token_sparkline
 from app.deps import ProbeSort, clean_text
 from app.examples import TokenView, step
-from app.inference import Inference
+from app.inference import Inference, ProbeJob
 from app.points import PointsCache
 from sae_core.errors import NotFoundError, PromptError
 from sae_core.records import FeaturePoint, IndexInfo, ProbeFeature, ProbeResult, SAESummary
@@ -117,7 +117,7 @@ async def probe_report(
         raise PromptError("The text is empty: type something to see which features it activates.")
     if pinned is not None and pinned >= sae.d_sae:
         raise NotFoundError(f'The SAE "{sae.slug}" has no feature {pinned}; its features are 0 to {sae.d_sae - 1}.')
-    result = await inference.probe(sae, text, top_k=max(top_k, sae.k or ALL_FEATURES))
+    result = await inference.answer(ProbeJob(sae=sae, text=text, top_k=max(top_k, sae.k or ALL_FEATURES)))
     features = _with_pinned(result, pinned)
 
     def report() -> ProbeReport:

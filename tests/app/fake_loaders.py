@@ -2,8 +2,12 @@
 
 import os
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from app import inference
+from app.inference import Stream
 from sae_core.errors import PromptTooLongError, WeightsError
 from sae_core.records import Decomposition, ProbeResult, SAEInfo
 from tests.app.fake_prober import PER_TOKEN, fake_decomposition, fake_result
@@ -35,6 +39,28 @@ class Loaded:
 
     def decompose(self, text: str, *, token: int | None, max_tokens: int) -> Decomposition:
         return fake_decomposition(self.probe(text, top_k=PER_TOKEN, max_tokens=max_tokens), self.sae, token)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountStream(Stream[int]):
+    """Counts to `end`; at `fails_at` it fails, at `dies_at` the process does. `closed` is written when it is closed."""
+
+    end: int = 3
+    fails_at: int | None = None
+    dies_at: int | None = None
+    closed: Path | None = None
+
+    def run(self, loaded: inference.Loaded) -> Iterator[int]:
+        try:
+            for number in range(self.end):
+                if number == self.fails_at:
+                    raise PromptTooLongError(f"over {loaded.max_tokens}")
+                if number == self.dies_at:
+                    os._exit(1)
+                yield number
+        finally:
+            if self.closed is not None:
+                self.closed.touch()
 
 
 def load(sae: SAEInfo, device: str | None) -> Loaded:

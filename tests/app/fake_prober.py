@@ -2,8 +2,11 @@
 
 import re
 import zlib
+from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import TypeVar
 
+from app.inference import Job, Stream
 from sae_core.errors import BusyError, PromptError, PromptTooLongError
 from sae_core.records import (
     ActiveFeature,
@@ -15,35 +18,57 @@ from sae_core.records import (
     TokenPart,
 )
 
+Answer = TypeVar("Answer")
+
 MAX_TOKENS = 200
 PER_TOKEN = 6
 
 
 class FakeProber:
-    """Has the interface of `app.inference.Inference`. The words "busy" and "crash" make it fail."""
+    """Has the interface of `app.inference.Inference`; jobs run here and now, on words instead of a model.
+
+    The words "busy" and "crash" make it fail.
+    """
 
     def __init__(self) -> None:
         self.texts: list[str] = []
         self.warmed: list[str] = []
         self.closed = False
+        self.max_tokens = MAX_TOKENS
 
-    async def probe(self, sae: SAEInfo, text: str, *, top_k: int = 10) -> ProbeResult:
-        self.texts.append(text)
-        if "busy" in text:
-            raise BusyError("3 probes are waiting for the model: try again in a few seconds.")
-        if "crash" in text:
-            raise RuntimeError("a secret detail")
-        return fake_result(sae, text, top_k=top_k)
+    def prober(self, sae: SAEInfo) -> "FakeSAE":
+        return FakeSAE(sae, self.texts)
 
-    async def decompose(self, sae: SAEInfo, text: str, *, token: int | None = None) -> Decomposition:
-        result = await self.probe(sae, text, top_k=PER_TOKEN)
-        return fake_decomposition(result, sae, token)
+    async def answer(self, job: Job[Answer]) -> Answer:
+        return job.run(self)
+
+    async def stream(self, job: Stream[Answer]) -> AsyncIterator[Answer]:
+        for part in job.run(self):
+            yield part
 
     def warm(self, sae: SAEInfo) -> None:
         self.warmed.append(sae.slug)
 
     async def close(self) -> None:
         self.closed = True
+
+
+class FakeSAE:
+    """Has the interface of `sae_core.probe.Prober`."""
+
+    def __init__(self, sae: SAEInfo, texts: list[str]) -> None:
+        self.sae, self.texts = sae, texts
+
+    def probe(self, text: str, *, top_k: int, max_tokens: int) -> ProbeResult:
+        self.texts.append(text)
+        if "busy" in text:
+            raise BusyError("3 probes are waiting for the model: try again in a few seconds.")
+        if "crash" in text:
+            raise RuntimeError("a secret detail")
+        return fake_result(self.sae, text, top_k=top_k)
+
+    def decompose(self, text: str, *, token: int | None, max_tokens: int) -> Decomposition:
+        return fake_decomposition(self.probe(text, top_k=PER_TOKEN, max_tokens=max_tokens), self.sae, token)
 
 
 def fake_result(sae: SAEInfo, text: str, *, top_k: int) -> ProbeResult:
