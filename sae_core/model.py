@@ -46,7 +46,9 @@ _ATTENTION_PATHS = (
 )
 # Blocks whose MLP or attention returns its sum with the residual stream, so that what it adds stands nowhere.
 _ADDING_INSIDE = frozenset({"BloomBlock", "MptBlock"})
-_PART_LOGITS = 1 << 24  # 64 MB in float32: of log-probabilities made at a time
+# Log-probabilities are made for so many rows at a time: 16 MB of them, which stay in the cache, but no fewer rows than
+# that the one token which the model is run on for each part does not count.
+_PART_LOGITS, _PART_ROWS = 1 << 22, 256
 _CAUSAL_KINDS = ("ForCausalLM", "LMHead", "ForConditionalGeneration")
 _FINAL_NORMS = (
     "model.norm",
@@ -181,7 +183,7 @@ class LanguageModel:
         for replace in replacements:
             with self._hooked(hook_name, replace):
                 states.append(self._head_input(head, token_ids, attention_mask)[where])
-        size = max(1, _PART_LOGITS // len(head.weight))
+        size = max(_PART_ROWS, _PART_LOGITS // len(head.weight))
         for rows in zip(*(torch.split(kept, size) for kept in states), strict=True):
             yield tuple(self._head_output(head, row).float().log_softmax(dim=1) for row in rows)
 
