@@ -41,6 +41,9 @@ class Settings:
     device: str | None = None
     """Where the model runs (`cpu`, `cuda`, `mps`); default the best that is there."""
 
+    model_memory: int | None = None
+    """Bytes that loaded models and SAEs may use together; default half of what is free on the device."""
+
     max_body_bytes: int = 2 * 1024 * 1024
     """Largest request body that is read, in bytes."""
 
@@ -55,6 +58,8 @@ class Settings:
         for name in ("max_prompt_tokens", "probe_queue", "probe_timeout", "max_body_bytes"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give a number above 0.")
+        if self.model_memory is not None and self.model_memory <= 0:
+            raise ConfigError(f"model_memory is {self.model_memory}: give a number of bytes above 0.")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}: give a number from 0 to 65535.")
 
@@ -87,6 +92,7 @@ def _parsed(name: str, text: str) -> object:
         "max_prompt_tokens": int,
         "probe_queue": int,
         "probe_timeout": float,
+        "model_memory": int,
         "max_body_bytes": int,
     }
     if name == "read_only":
