@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sae_core.dashboards import check_has_weights
 from sae_core.errors import ModelError, PromptError, PromptTooLongError, SaescopeError
 from sae_core.model import LanguageModel, load_model
 from sae_core.prefixes import ActiveRow, KeyValues, Prefix, Prefixes
@@ -29,7 +30,8 @@ from sae_core.records import (
     TokenPrediction,
 )
 from sae_core.sae import load_sae
-from sae_core.tokens import framing, vocabulary
+from sae_core.sparse import SparseCode
+from sae_core.tokens import framing, vocabulary, without_prefix
 from sae_core.tokens_text import display_strings
 
 _TINY = 1e-30  # keeps the shares of a zero vector at 0
@@ -42,6 +44,7 @@ class Prober:
 
     def __init__(self, sae: SAEInfo, *, device: str | None = None, model: LanguageModel | None = None) -> None:
         """`model` shares one that is loaded already. Raises ModelError and WeightsError."""
+        check_has_weights(sae)
         self.info = sae
         self.model = model or load_model(sae.model.model_name, dtype=str(sae.config["dtype"]), device=device)
         self.sae = load_sae(Path(sae.weights_path), device=self.model.device)
@@ -161,7 +164,7 @@ class Prober:
         parts: tuple[TokenPart, ...] = ()
         bias_share = bias_error = None
         if not is_special:
-            parts, bias_share, bias_error = self._parts(code.active()[1:], target_acts)
+            parts, bias_share, bias_error = self._parts(code, target_acts)
         return Decomposition(
             slug=self.info.slug,
             text=text,
@@ -177,17 +180,23 @@ class Prober:
             seconds=time.monotonic() - started,
         )
 
-    def _parts(self, active: tuple[Tensor, Tensor], target_acts: Tensor) -> tuple[tuple[TokenPart, ...], float, float]:
-        """What each active feature adds to the reconstruction of target_acts (d_out); b_dec's share; its error."""
-        features, values = (column.tolist() for column in active)
+    def _parts(self, code: SparseCode, target_acts: Tensor) -> tuple[tuple[TokenPart, ...], float, float]:
+        """What each active feature adds to the reconstruction of target_acts (d_out); b_dec's share; its error.
+
+        With b_dec counts what no feature has to do with: a token's mean, and what a skip connection adds.
+        """
+        features, values = (column.tolist() for column in code.active()[1:])
         x = target_acts.double().cpu()
         size = max(float(x @ x), _TINY)
-        bias = self.sae.b_dec.double().cpu()
+        scale = 1.0 if code.row_scale is None else float(code.row_scale)
+        bias = scale * self.sae.b_dec.double().cpu()
+        if code.row_offset is not None:
+            bias = bias + code.row_offset[0].double().cpu()
         left = x - bias
         bias_error = float(left @ left) / size
         parts = []
         for feature_index, activation in sorted(zip(features, values, strict=True), key=lambda pair: (-pair[1], pair)):
-            added = activation * self.sae.W_dec[feature_index].double().cpu()
+            added = scale * activation * self.sae.W_dec[feature_index].double().cpu()
             left = left - added
             parts.append(
                 TokenPart(
@@ -205,7 +214,10 @@ class Prober:
             raise PromptError("The prompt is empty; type some text.")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise PromptError("The prompt has half of a character (a lone surrogate); remove it.")
-        ids: list[int] = self.model.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        encoded = self.model.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        ids = without_prefix(encoded, self._frame)
+        if not ids:
+            raise PromptError("The prompt is only a start token; type some text.")
         if len(ids) > max_tokens:
             raise PromptTooLongError(
                 f"The prompt has {len(ids):,} tokens, over the limit of {max_tokens:,}; shorten it."
