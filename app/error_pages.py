@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from app.rendering import is_data, page, path_of
+from app.rendering import RETRY_AFTER, is_data, page, path_of
 from sae_core.errors import SaescopeError
 
 log = logging.getLogger(__name__)
@@ -96,4 +96,4 @@ def _sentence(errors: Sequence[Any]) -> str:
 
 
 def _headers(status: int) -> dict[str, str] | None:
-    return {"Retry-After": "5"} if status in (429, 503) else None
+    return {"Retry-After": RETRY_AFTER} if status in (429, 503) else None

@@ -10,7 +10,23 @@ from contextlib import asynccontextmanager
 from fastapi import Depends, FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
-from app import api, compare, embeds, feature_files, learn, lists, lists_api, maps, pages, patterns, search, unfurls
+from app import (
+    api,
+    compare,
+    embeds,
+    feature_files,
+    learn,
+    lists,
+    lists_api,
+    maps,
+    pages,
+    patterns,
+    probe_page,
+    probe_share,
+    search,
+    texts_page,
+    unfurls,
+)
 from app.access import pages as access_pages
 from app.access.gate import Gate
 from app.body_limit import BodyLimit
@@ -66,10 +82,12 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.add_middleware(Gate, settings=settings)
     app.add_middleware(Watch, settings=settings)  # the last one added is the first that a request meets
     app.include_router(pages.router)
-    for module in (search, feature_files, maps, lists, embeds, unfurls, lists_api):
+    for module in (probe_page, probe_share, texts_page, search, feature_files, maps, lists, embeds, unfurls, lists_api):
         app.include_router(module.router)
     app.include_router(explain_router)
     app.include_router(api.router)
+    app.include_router(probe_share.api)
+    app.include_router(texts_page.api)
     app.include_router(compare.router)
     app.include_router(compare.api)
     for router in (learn.router, learn.api, patterns.router):
@@ -87,4 +105,5 @@ def _model_worker(settings: Settings) -> ModelWorker:
         queue_size=settings.probe_queue,
         timeout=settings.probe_timeout,
         device=settings.device,
+        model_memory=settings.model_memory,
     )

@@ -32,6 +32,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE if (HERE / "templates").is_dir() else HERE.parent
 TEMPLATES, STATIC = ROOT / "templates", ROOT / "static"
 PLOTLY = "plotly.min.js"  # served beside our own files, from the installed wheel
+RETRY_AFTER = "5"  # seconds, with every 503
 ONE_YEAR = 365 * 24 * 3600
 
 
@@ -61,14 +62,20 @@ def page(request: Request, template: str, *, status_code: int = 200, **values: o
     the page as a read-only server has it. A template named `…_embed.html` may stand in frames of other sites."""
     query = f"?{request.url.query}" if request.url.query else ""
     values.setdefault("json_url", f"/api{quote(path_of(request))}{query}")
+    request.state.is_framed = template.endswith("_embed.html")
+    request.state.has_webgl = template == "map.html"
+    headers = {"Retry-After": RETRY_AFTER} if status_code == 503 else None
+    return HTMLResponse(rendered(request, template, **values), status_code=status_code, headers=headers)
+
+
+def rendered(request: Request, template: str, **values: object) -> str:
+    """The text of a page, or of a part of one."""
     identity = identity_of(request)
     if not identity.may("editor"):
         values.setdefault("read_only", True)
-    request.state.is_framed = template.endswith("_embed.html")
-    request.state.has_webgl = template == "map.html"
     environment: Environment = request.app.state.templates
     text = environment.get_template(template).render(request=request, identity=identity, **values)
-    return HTMLResponse(under(request.scope.get("root_path", ""), text), status_code=status_code)
+    return under(request.scope.get("root_path", ""), text)
 
 
 def path_of(request: Request) -> str:
@@ -90,7 +97,7 @@ def under(root: str, html: str) -> str:
 
 # `data-t` is a token's text; of the other data a script may read, what begins like an address is one.
 _OWN_ADDRESS = re.compile(
-    r' (?:(?:href|src|action)="(?=/(?!/))'
+    r' (?:(?:href|src|action|formaction)="(?=/(?!/))'
     r'|data-(?!t=)[\w-]+="(?=/(?:api|static|saes|lists|runs|learn|compare|probe|p)[/?"]))'
 )
 

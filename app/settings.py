@@ -35,7 +35,7 @@ class Settings:
     max_prompt_tokens: int = 1024
     """Longest text that a probe takes, in tokens of the model."""
 
-    probe_queue: int = 16
+    probe_queue: int = 64
     """Probes that may wait or run at the same time; one more is answered with 503."""
 
     probe_timeout: float = 120.0
@@ -44,7 +44,10 @@ class Settings:
     device: str | None = None
     """Where the model runs (`cpu`, `cuda`, `mps`); default the best that is there."""
 
-    max_body_bytes: int = 256 * 1024
+    model_memory: int | None = None
+    """Bytes that loaded models and SAEs may use together; default half of what is free on the device."""
+
+    max_body_bytes: int = 2 * 1024 * 1024
     """Largest request body that is read, in bytes."""
 
     read_only: bool = False
@@ -109,6 +112,8 @@ class Settings:
         for name in _ABOVE_0:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give a number above 0.")
+        if self.model_memory is not None and self.model_memory <= 0:
+            raise ConfigError(f"model_memory is {self.model_memory}: give a number of bytes above 0.")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}: give a number from 0 to 65535.")
         if self.rate_limit < 0:
@@ -172,6 +177,7 @@ def _parsed(name: str, text: str) -> object:
         "max_prompt_tokens": int,
         "probe_queue": int,
         "probe_timeout": float,
+        "model_memory": int,
         "max_body_bytes": int,
         "llm_timeout": float,
         "llm_concurrency": int,

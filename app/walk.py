@@ -1,6 +1,6 @@
 """The walk-through of the page Learn: one token's vector as the chosen SAE writes it.
 
-text, token ── inference.decompose ──> Decomposition ──┐
+text, token ── inference.answer ──> Decomposition ─────┐
 store: labels ─────────────────────────────────────────┴──> Walk ──> the API's answer
                                                               └──> WalkView ──> the page
 """
@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.deps import clean_text
 from app.examples import TokenView
-from app.inference import Inference
+from app.inference import DecomposeJob, Inference
 from sae_core.dashboards import check_has_weights
 from sae_core.errors import NotFoundError, PromptError
 from sae_core.records import Decomposition, SAESummary
@@ -113,7 +113,7 @@ async def walk(store: Store, inference: Inference, *, summary: SAESummary, text:
     text = clean_text(text)
     if not text.strip():
         raise PromptError("The text is empty: type a few words to take one of them apart.")
-    found = await inference.decompose(summary.sae, text, token=token)
+    found = await inference.answer(DecomposeJob(sae=summary.sae, text=text, token=token))
     labels = await run_in_threadpool(store.labels, summary.sae.slug, [part.feature_index for part in found.parts])
     index = summary.indexes[0] if summary.indexes else None
     return Walk(

@@ -36,6 +36,7 @@ from sae_core.placement import (
     weights_here,
     weights_sentence,
 )
+from sae_core.prefixes import KeyValues
 from sae_core.progress import say_line
 from sae_core.records import ModelInfo
 
@@ -101,6 +102,41 @@ class LanguageModel:
         """`model_acts` (B, T, d_in) at the hook, float32, for ids and mask (B, T). Runs nothing behind the hook."""
         with self.reading((hook_name,)) as read:
             return read(token_ids, attention_mask)[0].float()
+
+    def can_continue(self, hook_name: str, n_tokens: int) -> bool:
+        """Whether `continued` may be used for a text of so many tokens: each sees all before it, from layer 0 on."""
+        config = self.module.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        window = getattr(config, "sliding_window", None) or n_tokens
+        return (
+            self.is_causal
+            and kinds <= {"full_attention", "sliding_attention"}
+            and n_tokens <= window
+            and not hook_name.startswith("blocks.0.hook_resid_pre")  # read before any layer has keys
+        )
+
+    @torch.inference_mode()
+    def continued(self, past: KeyValues, token_ids: Tensor, hook_name: str) -> tuple[Tensor, KeyValues]:
+        """`model_acts` (n, d_in) float32 of tokens (n,) that follow those of `past`, and the keys and values of all.
+
+        Only what `can_continue` allows. `past` itself stays as it is.
+        """
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(past.layers):
+            cache.update(keys, values, layer)
+
+        def capture(acts: Tensor) -> None:
+            raise _Captured(acts)
+
+        with self._hooked(hook_name, capture):
+            try:
+                self.module(input_ids=token_ids.unsqueeze(0), past_key_values=cache, use_cache=True)
+            except _Captured as captured:
+                layers = tuple((layer.keys, layer.values) for layer in cache.layers)
+                return captured.model_acts[0].float(), KeyValues(layers)
+        raise ModelError(f"The forward pass never reached {hook_name}; this architecture is not supported there.")
 
     @contextmanager
     def reading(self, hook_names: Sequence[str]) -> Iterator[Callable[[Tensor, Tensor], list[Tensor]]]:

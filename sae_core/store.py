@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import sqlalchemy as sa
 
@@ -38,6 +38,7 @@ from sae_core.records import (
     Neighbours,
     SAEInfo,
     SAESummary,
+    SharedProbe,
     Vocabulary,
 )
 from sae_core.schema import features, saes
@@ -61,6 +62,7 @@ from sae_core.store_lists import (
 )
 from sae_core.store_maps import label_texts_of, map_of, neighbours_of, upsert_map
 from sae_core.store_pages import Asked, Sort, cursor_after, feature_number, matching_numbers, page_rows
+from sae_core.store_probes import insert_probe, newest_probes, probe_of, remove_probe
 from sae_core.store_reads import (
     INDEXES,
     NEIGHBOURS_OF,
@@ -330,6 +332,26 @@ class Store:
     def order_list(self, list_id: str, item_ids: Sequence[int], *, version: int) -> None:
         with self._database.writing() as connection:
             order_items(connection, list_id, item_ids, version=version)
+
+    # Shared probes: `store_probes` says what they promise
+
+    def probe(self, probe_id: str) -> SharedProbe:
+        with self._database.reading() as connection:
+            return probe_of(connection, probe_id)
+
+    def probes(self, *, limit: int = 50) -> list[SharedProbe]:
+        """The newest shared probes."""
+        with self._database.reading() as connection:
+            return newest_probes(connection, limit=limit)
+
+    def add_probe(self, slug: str, *, text: str, state: Mapping[str, Any], author: str = "") -> str:
+        """Returns the new shared probe's id."""
+        with self._database.writing() as connection:
+            return insert_probe(connection, sae=sae_row_of(connection, slug), text=text, state=state, author=author)
+
+    def delete_probe(self, probe_id: str) -> None:
+        with self._database.writing() as connection:
+            remove_probe(connection, probe_id)
 
     # Reads
 

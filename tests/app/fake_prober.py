@@ -2,42 +2,53 @@
 
 import re
 import zlib
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
-from sae_core.errors import BusyError, PromptError, PromptTooLongError
+from app.inference import Job, Stream, WorkerState
+from sae_core.errors import BusyError, PromptError, PromptTooLongError, SaescopeError
 from sae_core.records import (
-    ActiveFeature,
     Decomposition,
-    ProbeFeature,
+    Predictions,
     ProbeResult,
     ProbeToken,
+    Prompt,
     SAEInfo,
     TokenPart,
+    TokenPrediction,
 )
+
+Answer = TypeVar("Answer")
 
 MAX_TOKENS = 200
 PER_TOKEN = 6
 
 
 class FakeProber:
-    """Has the interface of `app.inference.Inference`. The words "busy" and "crash" make it fail."""
+    """Has the interface of `app.inference.Inference`; jobs run here and now, on words instead of a model.
+
+    The words "busy" and "crash" make it fail.
+    """
 
     def __init__(self) -> None:
         self.texts: list[str] = []
         self.warmed: list[str] = []
         self.closed = False
+        self.max_tokens = MAX_TOKENS
 
-    async def probe(self, sae: SAEInfo, text: str, *, top_k: int = 10) -> ProbeResult:
-        self.texts.append(text)
-        if "busy" in text:
-            raise BusyError("3 probes are waiting for the model: try again in a few seconds.")
-        if "crash" in text:
-            raise RuntimeError("a secret detail")
-        return fake_result(sae, text, top_k=top_k)
+    def prober(self, sae: SAEInfo) -> "FakeSAE":
+        return FakeSAE(sae, self.texts)
 
-    async def decompose(self, sae: SAEInfo, text: str, *, token: int | None = None) -> Decomposition:
-        result = await self.probe(sae, text, top_k=PER_TOKEN)
-        return fake_decomposition(result, sae, token)
+    async def answer(self, job: Job[Answer]) -> Answer:
+        return job.run(self)
+
+    async def stream(self, job: Stream[Answer]) -> AsyncIterator[Answer]:
+        for part in job.run(self):
+            yield part
+
+    def state(self) -> WorkerState:
+        return WorkerState(pending=0, loading=None)
 
     def warm(self, sae: SAEInfo) -> None:
         self.warmed.append(sae.slug)
@@ -46,18 +57,62 @@ class FakeProber:
         self.closed = True
 
 
-def fake_result(sae: SAEInfo, text: str, *, top_k: int) -> ProbeResult:
+class FakeSAE:
+    """Has the interface of `sae_core.probe.Prober`."""
+
+    def __init__(self, sae: SAEInfo, texts: list[str]) -> None:
+        self.sae, self.texts = sae, texts
+
+    def probe_all(self, prompts: Sequence[Prompt], *, max_tokens: int) -> list[ProbeResult | SaescopeError]:
+        found: list[ProbeResult | SaescopeError] = []
+        for prompt in prompts:
+            try:
+                found.append(self._probed(prompt))
+            except SaescopeError as error:
+                found.append(error)
+        return found
+
+    def _probed(self, prompt: Prompt) -> ProbeResult:
+        self.texts.append(prompt.text)
+        if "busy" in prompt.text:
+            raise BusyError("3 probes are waiting for the model: try again in a few seconds.")
+        if "crash" in prompt.text:
+            raise RuntimeError("a secret detail")
+        return fake_result(self.sae, prompt.text, special=prompt.special)
+
+    def predict(self, text: str, *, max_tokens: int) -> Predictions:
+        return fake_predictions(self.sae, text)
+
+    def decompose(self, text: str, *, token: int | None, max_tokens: int) -> Decomposition:
+        return fake_decomposition(self._probed(Prompt(text=text)), self.sae, token)
+
+
+def fake_result(sae: SAEInfo, text: str, *, special: bool = False) -> ProbeResult:
     words = ["<bos>", *re.findall(r"\s?[^\s]+|\s", text)]
     if len(words) > MAX_TOKENS:
         raise PromptTooLongError(f"The text has {len(words)} tokens; at most {MAX_TOKENS} are taken: shorten it.")
-    tokens = [
-        ProbeToken(token=word, token_id=at, is_special=at == 0, features=_active(word, sae, top_k, at))
-        for at, word in enumerate(words)
-    ]
-    found = sorted({active.feature_index for token in tokens for active in token.features})
-    features = [_over_text(feature_index, tokens) for feature_index in found]
-    features.sort(key=lambda feature: (-feature.max_activation, feature.feature_index))
-    return ProbeResult(slug=sae.slug, text=text, tokens=tuple(tokens), features=tuple(features), seconds=0.018)
+    tokens = []
+    for at, word in enumerate(words):
+        active = _active(word, sae) if at or special else {}
+        tokens.append(
+            ProbeToken(
+                token=word, token_id=at, is_special=at == 0,
+                feature_indexes=tuple(active), activations=tuple(active.values()),
+            )
+        )  # fmt: skip
+    return ProbeResult(slug=sae.slug, text=text, tokens=tuple(tokens), n_computed=len(tokens), seconds=0.018)
+
+
+def fake_predictions(sae: SAEInfo, text: str) -> Predictions:
+    """After each word the model expects "<next>"; the longer a word, the more it surprises."""
+    tokens = tuple(
+        TokenPrediction(
+            surprise=None if at == 0 else len(token.token) / 2,
+            next_tokens=("<next>", "\n"), probabilities=(0.75, 0.125),
+        )
+        for at, token in enumerate(fake_result(sae, text).tokens)
+    )  # fmt: skip
+    return Predictions(text=text, tokens=tokens, seconds=0.021)
 
 
 def fake_decomposition(result: ProbeResult, sae: SAEInfo, token: int | None) -> Decomposition:
@@ -68,13 +123,13 @@ def fake_decomposition(result: ProbeResult, sae: SAEInfo, token: int | None) -> 
     chosen = result.tokens[position]
     model_acts = tuple(((i * 37 + position) % 19 - 9) / 3 for i in range(sae.d_in))
     parts = tuple(
-        TokenPart(feature_index=a.feature_index, activation=a.activation, share=0.45 / 2**n, error=0.45 / 2**n)
-        for n, a in enumerate(chosen.features, start=1)
+        TokenPart(feature_index=index, activation=activation, share=0.45 / 2**n, error=0.45 / 2**n)
+        for n, (index, activation) in enumerate(zip(chosen.feature_indexes, chosen.activations, strict=True), start=1)
     )
     return Decomposition(
         slug=result.slug,
         text=result.text,
-        tokens=tuple(replace(t, features=()) for t in result.tokens),
+        tokens=tuple(replace(t, feature_indexes=(), activations=()) for t in result.tokens),
         position=position,
         model_acts=model_acts,
         target_acts=(),
@@ -87,27 +142,7 @@ def fake_decomposition(result: ProbeResult, sae: SAEInfo, token: int | None) -> 
     )
 
 
-def _active(word: str, sae: SAEInfo, top_k: int, position: int) -> tuple[ActiveFeature, ...]:
-    if position == 0:
-        return ()
+def _active(word: str, sae: SAEInfo) -> dict[int, float]:
     seed = zlib.crc32(word.encode("utf-8", "replace"))
     active = {(seed >> shift) % sae.d_sae: ((seed >> shift) % 97) / 12 + 0.1 for shift in range(PER_TOKEN)}
-    ranked = sorted(active.items(), key=lambda pair: -pair[1])
-    return tuple(ActiveFeature(feature_index=index, activation=value) for index, value in ranked[:top_k])
-
-
-def _over_text(feature_index: int, tokens: list[ProbeToken]) -> ProbeFeature:
-    values = {
-        position: active.activation
-        for position, token in enumerate(tokens)
-        for active in token.features
-        if active.feature_index == feature_index
-    }
-    strongest = max(values, key=lambda position: (values[position], -position))
-    return ProbeFeature(
-        feature_index=feature_index,
-        max_activation=values[strongest],
-        max_position=strongest,
-        positions=tuple(values),
-        activations=tuple(values.values()),
-    )
+    return dict(sorted(active.items(), key=lambda pair: -pair[1]))

@@ -1,6 +1,5 @@
 """The page Learn: explains without a model, and shows what the model worker says of one token."""
 
-import asyncio
 import re
 from dataclasses import replace
 from html import unescape
@@ -15,9 +14,9 @@ from app.settings import Settings
 from app.walk import CODE, SHOWN_PARTS, TEXT, Walk, chosen_sae, own_text, strip, walk_view
 from sae_core import config
 from sae_core.errors import ModelError
-from sae_core.records import Decomposition, SAEInfo, SAESummary, TokenPart
+from sae_core.records import SAEInfo, SAESummary, TokenPart
 from sae_core.store import Store
-from tests.app.fake_prober import FakeProber, fake_decomposition, fake_result
+from tests.app.fake_prober import FakeProber, FakeSAE, fake_decomposition, fake_result
 from tests.factories import make_sae
 
 ASKED = "slug=demo&text=the+king+of+the+sea&token=2"
@@ -29,7 +28,7 @@ def text_of(page: str) -> str:
 
 
 def make_walk(*, n_parts: int = 5, **changes: object) -> Walk:
-    token = fake_decomposition(fake_result(make_sae(), "the king", top_k=6), make_sae(), 1)
+    token = fake_decomposition(fake_result(make_sae(), "the king"), make_sae(), 1)
     parts = tuple(
         TokenPart(feature_index=i, activation=8.0 / (i + 1), share=0.4 / n_parts, error=0.4 / (i + 1))
         for i in range(n_parts)
@@ -133,8 +132,7 @@ def test_what_cannot_be_shown_is_said_in_a_sentence(
 
 def test_a_model_that_is_gone_leaves_the_explanation(store: Store) -> None:
     class Gone(FakeProber):
-        async def decompose(self, sae: SAEInfo, text: str, *, token: int | None = None) -> Decomposition:
-            await asyncio.sleep(0)
+        def prober(self, sae: SAEInfo) -> FakeSAE:
             raise ModelError("The model demo-lm is not there; download it again.")
 
     with TestClient(create_app(Settings(), store=store, prober=Gone())) as client:
