@@ -118,8 +118,7 @@ def _import_weights(arguments: argparse.Namespace, settings: Settings, store: "S
             )
         },
     )  # fmt: skip
-    imported = import_sae(config, home=settings.home)
-    _check_unused(store, imported.info)
+    imported = import_sae(config, home=settings.home, check_name=lambda info: _check_unused(store, info))
     store.add_sae(imported.info, vocabulary(load_tokenizer(arguments.model)))
     _say(imported)
     is_right = not arguments.checks or _checked(imported, arguments)

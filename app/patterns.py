@@ -3,6 +3,7 @@
 Its records are constants, so that it needs neither a store nor a model. Nothing links to it but the documentation.
 """
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request
@@ -10,16 +11,20 @@ from fastapi.responses import HTMLResponse, Response
 
 from app import charts
 from app.examples import STEPS, TokenView, example_groups, list_rows
+from app.explain.background import Work
+from app.explain.views import tested
 from app.probing import FeatureView
 from app.rendering import page
 from app.walk import Walk, walk_view
 from sae_core.bands import bin_edges
+from sae_core.explain.records import LabelScore, ReplacedLabel, Trial
 from sae_core.records import (
     TOP_BAND,
     CoactiveFeature,
     Decomposition,
     Example,
     Feature,
+    FeatureDetail,
     FeaturePoint,
     FeatureRow,
     Histogram,
@@ -42,8 +47,15 @@ WORDS = (
 WHEN = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 LABELS = (
     Label(text="ships, and the sea: سفينة, 船", kind="human", author="Ana", score=None, created_at=WHEN),
+    Label(
+        text="words of <b>ships</b>", kind="model", author="llama3.1:8b", score=0.79, created_at=WHEN, certainty=0.8,
+        prompt_version="1.0a1b2c3d",
+    ),
     Label(text='“ ship”, " sailed"', kind="automatic", author="saescope", score=0.94, created_at=WHEN),
-)
+    Label(text="“ship ∗ to”", kind="pattern", author="saescope", score=0.66, created_at=WHEN),
+)  # fmt: skip
+
+HISTORY = (ReplacedLabel(text="سفينة <b>", kind="human", author="Ana", created_at=WHEN, replaced_at=WHEN),)
 
 
 def pattern_tokens(*, chosen: int | None = None) -> tuple[TokenView, ...]:
@@ -110,6 +122,30 @@ def pattern_feature() -> Feature:
     )
 
 
+def pattern_scores() -> list[LabelScore]:
+    """A score of each sort, the second with texts that were answered rightly, wrongly and not at all."""
+    trials = tuple(
+        Trial(
+            context_id=0, first=1, tokens=WORDS[:8], token_ids=tuple(range(8)), origin=origin, truth=truth,
+            activations=tuple(float(i % 4) if truth else 0.0 for i in range(8)), marked=(2, 3), answer=answer,
+        )
+        for origin, truth, answer in (
+            ("top", True, True), ("band", True, False), ("random", True, None), ("quiet", False, False),
+            ("neighbour", False, True),
+        )
+    )  # fmt: skip
+    score = LabelScore(
+        feature_index=7, kind="human", method="detection", text=LABELS[0].text, scorer="llama3.1:8b",
+        prompt_version="1.0a1b2c3d", balanced_accuracy=0.79, precision=0.75, recall=0.83, n=14, unparsed=0,
+        baseline=0.5, correlation=None, trials=trials[:1], created_at=WHEN,
+    )  # fmt: skip
+    return [
+        score,
+        replace(score, kind="model", method="fuzzing", text="what it was called then", unparsed=1, trials=trials),
+        replace(score, kind="pattern", text="", precision=None, baseline=None, correlation=0.4, scorer="saescope"),
+    ]
+
+
 def pattern_walk() -> Walk:
     vector = tuple(((i * 37) % 19 - 9) / 3 for i in range(64))
     parts = tuple(
@@ -147,6 +183,7 @@ def pattern_walk() -> Walk:
 @router.get("/patterns")
 def patterns(request: Request) -> Response:
     feature, examples = pattern_feature(), (pattern_example(), pattern_example(1))
+    detail = FeatureDetail(feature=feature, examples=examples, previous=None, following=None, labels=LABELS)
     points = [FeaturePoint(feature_index=i, density=10 ** -(i % 50 / 10), max_activation=i % 7 + 1) for i in range(400)]
     cosines = Histogram(edges=tuple(i / 20 - 1 for i in range(41)), counts=tuple(range(40)))
     found = [
@@ -163,5 +200,7 @@ def patterns(request: Request) -> Response:
         heatmap=charts.density_heatmap(points), labels=LABELS, found_rows=found,
         groups=example_groups(feature, examples, signs=True, has_bos=True),
         rows=list_rows([FeatureRow(feature=feature, examples=examples)], has_bos=True),
+        tested=tested(detail, pattern_scores(), opened="model-fuzzing"), history=HISTORY,
+        work=Work(by="model", is_running=False, problem="The endpoint http://localhost/v1 does not answer."),
         walk=(walk := pattern_walk()), view=walk_view(walk), problem=None,
     )  # fmt: skip

@@ -205,35 +205,46 @@ _STREAM_THREADS: RunVar[CapacityLimiter] = RunVar("saescope_stream_threads")  # 
 
 def _look(home: Path, run_id: str, reader: PointsReader) -> tuple[RunTick, int, int, list[RunPoint]]:
     """How it is, how often it was started, and the points that are new, with the number of the first."""
-    run = _RUNS_LOOKED_AT.run(home, run_id)
-    first, points = reader.new()
-    news = _news(run, reader.last, log_tail(home, run_id, reader.last))
-    tick = RunTick(
-        run_id=run_id, state=run.state, problem=run.problem, progress=run.progress, share=news.share,
-        shown=news.shown, log=news.log,
-    )  # fmt: skip
-    return tick, run.starts, first, points
+    run = _SHARED.run(home, run_id)
+    first, points = reader.new()  # after the run's state, so that one that has ended has all its points
+    return _SHARED.tick(home, run, reader.last), run.starts, first, points
 
 
-class _LookedAt:
-    """A run as it was a moment ago, for all who listen to it: a thousand streams read its files once a second."""
+class _SharedLooks:
+    """A run as it was a moment ago, for all who listen to it: of a thousand streams one reads its files."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._runs: dict[tuple[Path, str], tuple[float, Run]] = {}
+        self._ticks: dict[tuple[Path, str], tuple[Run, tuple[RunPoint, ...], RunTick]] = {}
 
     def run(self, home: Path, run_id: str) -> Run:
         with self._lock:
             now = time.monotonic()
-            at, run = self._runs.get((home, run_id), (-LOOK_SECONDS, None))
-            if run is None or now - at >= LOOK_SECONDS / 2:
-                run = read_run(home, run_id)
-                self._runs = {key: kept for key, kept in self._runs.items() if now - kept[0] < LOOK_SECONDS}
-                self._runs[home, run_id] = now, run
+            kept = self._runs.get((home, run_id))
+            if kept is not None and now - kept[0] < LOOK_SECONDS / 2:
+                return kept[1]
+            run = read_run(home, run_id)
+            self._runs = {key: (at, old) for key, (at, old) in self._runs.items() if now - at < LOOK_SECONDS}
+            self._ticks = {key: tick for key, tick in self._ticks.items() if key in self._runs}
+            self._runs[home, run_id] = now, run
             return run
 
+    def tick(self, home: Path, run: Run, last: tuple[RunPoint, ...]) -> RunTick:
+        with self._lock:
+            kept = self._ticks.get((home, run.run_id))
+            if kept is not None and kept[0] is run and kept[1] == last:
+                return kept[2]
+            news = _news(run, last, log_tail(home, run.run_id, last))
+            tick = RunTick(
+                run_id=run.run_id, state=run.state, problem=run.problem, progress=run.progress, share=news.share,
+                shown=news.shown, log=news.log,
+            )  # fmt: skip
+            self._ticks[home, run.run_id] = run, last, tick
+            return tick
 
-_RUNS_LOOKED_AT = _LookedAt()
+
+_SHARED = _SharedLooks()
 
 
 def _known(last_event_id: str | None, *, starts: int, most: int) -> int:

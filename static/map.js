@@ -5,10 +5,11 @@ import { colour } from "./charts.js";
 
 const SIDE = 65535;
 const MOST_CORNERS = 100; // of an outline in the address; longer ones are thinned
+const GL_POINTS = 8000; // above this many the points are drawn by WebGL
 const place = document.getElementById("map");
 const status = document.getElementById("map-status");
 const form = document.getElementById("map-form");
-let points, labels = new Map(), touched = null, asked = 0;
+let points, labels = new Map(), touched = null, asked = 0, isWithoutGl = false;
 
 const state = () => new URLSearchParams(location.search);
 const chosen = () => JSON.parse(document.getElementById("map-found").textContent);
@@ -23,7 +24,7 @@ function script(address) {
   });
 }
 
-// What a point's colour says: its number on the scale, and the marks of the scale's legend.
+// What a point's colour says: its number on the scale.
 function scaled(name, number) {
   const log = (value) => (value > 0 ? Math.log10(value) : null);
   switch (name) {
@@ -34,15 +35,14 @@ function scaled(name, number) {
   }
 }
 
-function legend(name) {
-  const title = form.elements.colour.selectedOptions[0].text;
-  const isNarrow = place.clientWidth < 600;
-  const bar = isNarrow
-    ? { title: { text: title, side: "bottom" }, orientation: "h", x: 0.5, y: 0, yanchor: "top", thickness: 8, len: 0.9, outlinewidth: 0 }
-    : { title: { text: title, side: "right" }, thickness: 10, len: 0.7, outlinewidth: 0 };
-  if (name !== "density") return bar;
-  const decades = [-6, -5, -4, -3, -2, -1, 0];
-  return { ...bar, tickvals: decades, ticktext: decades.map((e) => `${+(100 * 10 ** e).toFixed(4)}%`) };
+// What the palest and the darkest point stand for, in words.
+function writeScale(name, values) {
+  const known = values.filter((value) => value !== null);
+  document.getElementById("map-scale").hidden = !known.length;
+  const ends = known.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
+  const shown = ends.map((value) => (name === "density" ? percent(10 ** value) : value.toPrecision(3)));
+  document.getElementById("map-scale-name").textContent = form.elements.colour.selectedOptions[0].text;
+  ["map-scale-low", "map-scale-high"].forEach((id, i) => { document.getElementById(id).textContent = shown[i]; });
 }
 
 function shownNumbers() {
@@ -54,7 +54,7 @@ function hoverText(number) {
   const label = labels.get(number)?.text;
   const name = label && label.length > 70 ? `${label.slice(0, 69)}…` : label;
   const facts = `density ${percent(points.density[number])}, max ${points.max_activation[number].toPrecision(3)}`;
-  return `<b>#${number}</b>${name ? ` ${escaped(name)}` : ""}<br>${facts}`;
+  return `#${number}${name ? ` ${escaped(name)}` : ""}<br>${facts}`;
 }
 
 // Three layers: all features, those that a search found, and the outline of the selected part.
@@ -68,8 +68,10 @@ function traces({ found, selected }, area) {
     selectedpoints: area ? some.flatMap((i, place) => (isSelected.has(i) ? [place] : [])) : null,
     unselected: { marker: { opacity: 0.3 } },
   });
-  const common = { type: "scattergl", mode: "markers", hovertemplate: "%{text}<extra></extra>" };
-  const size = Math.max(3, Math.min(7, 420 / Math.sqrt(numbers.length)));
+  const type = drawsBy(numbers.length);
+  const common = { type, mode: "markers", hovertemplate: "%{text}<extra></extra>" };
+  writeScale(kind, values);
+  const size = Math.max(2.5, Math.min(7, (0.44 * place.clientWidth) / Math.sqrt(numbers.length)));
   const lit = numbers.filter((number) => isFound.has(number));
   const grey = colour("--line-strong");
   const outline = area ? area.concat([area[0]]) : [];
@@ -78,15 +80,15 @@ function traces({ found, selected }, area) {
       ...common, ...at(numbers), text: numbers.map(hoverText),
       marker: {
         size, opacity: found.length ? 0.35 : 0.85, color: values.map((value) => value ?? NaN),
-        colorscale: [[0, mixed(0.22)], [0.5, mixed(0.6)], [1, colour("--ink")]], colorbar: legend(kind), line: { width: 0 },
+        colorscale: [[0, mixed(0.22)], [0.5, mixed(0.6)], [1, colour("--ink")]], line: { width: 0 },
       },
     },
     {
       ...common, ...at(lit), text: lit.map(hoverText),
-      marker: { size: size + 4, color: colour("--cool"), line: { width: 1.5, color: colour("--ink") } },
+      marker: { size: 1.6 * size, color: colour("--cool"), line: { width: 1.5, color: colour("--ink") } },
     },
     {
-      type: "scattergl", mode: "lines", hoverinfo: "skip", line: { color: grey, width: 1.5, dash: "dot" },
+      type, mode: "lines", hoverinfo: "skip", line: { color: grey, width: 1.5, dash: "dot" },
       x: outline.map(([x]) => x), y: outline.map(([, y]) => y),
     },
   ];
@@ -110,16 +112,27 @@ function layout() {
   };
 }
 
+const drawsBy = (n) => (n > GL_POINTS && !isWithoutGl ? "scattergl" : "scatter");
+
 const mode = () => document.querySelector("#map-modes input:checked").value;
 
-function draw() {
+async function draw() {
+  await drawn();
+  if (isWithoutGl || !place.querySelector(".no-webgl")) return;
+  isWithoutGl = true; // a browser may have no WebGL, or no more of it: then SVG, which is slower
+  Plotly.purge(place);
+  place.replaceChildren();
+  await drawn();
+}
+
+function drawn() {
   const numbers = state().get("area")?.split(",").map(Number) ?? [];
   const [a, b, c, d] = numbers;
   const area = numbers.length === 4
     ? [[a, b], [c, b], [c, d], [a, d]]
     : numbers.length > 4 ? numbers.flatMap((x, i) => (i % 2 ? [] : [[x, numbers[i + 1]]])) : null;
   const size = { displayModeBar: false, responsive: true, scrollZoom: true, doubleClick: "reset" };
-  return Plotly.react(place, traces(chosen(), area), layout(), size);
+  return Plotly.react(place, traces(chosen(), area), layout(), size).then(listenToChart);
 }
 
 // The page of another selection: its address, its list, its points; the chart stays.
@@ -172,7 +185,9 @@ function open(number) {
   location.href = place.dataset.features + number + (corpus ? `?corpus=${encodeURIComponent(corpus)}` : "");
 }
 
-function listen() {
+function listenToChart() {
+  place.removeAllListeners("plotly_click");
+  place.removeAllListeners("plotly_selected");
   place.on("plotly_click", ({ points: [point] }) => {
     const number = point.customdata;
     if (number === undefined) return;
@@ -185,6 +200,9 @@ function listen() {
     Plotly.relayout(place, { selections: [] }); // the outline is drawn from the address
     show(withParameters({ area }));
   });
+}
+
+function listen() {
   for (const radio of document.querySelectorAll("#map-modes input")) {
     radio.addEventListener("change", () => Plotly.relayout(place, { dragmode: mode() }));
   }

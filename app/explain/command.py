@@ -135,7 +135,7 @@ async def _by_model(bench: Bench, features: Sequence[int], arguments: argparse.N
 
             def tell(n: int) -> None:
                 bar.update(n)
-                cost = f"  cost {job.progress.cost:.2f}" if prices != Prices() else ""
+                cost = f"  cost {_shown_cost(job.progress.cost)}" if prices != Prices() else ""
                 say(bar, f"  {job.progress.requests} requests{cost}")
 
             is_done = await job.run(left, tell=tell, stop=lambda: stop.was_made)
@@ -170,11 +170,15 @@ def endpoint_of(
 
 
 def _estimated(estimate: Estimate, arguments: argparse.Namespace) -> str:
-    cost = f"{estimate.cost:.2f}" if arguments.price_in or arguments.price_out else "not known without --price-in"
+    cost = _shown_cost(estimate.cost) if arguments.price_in or arguments.price_out else "not known without --price-in"
     return (
         f"{estimate.done} features are done; {estimate.features} take about {estimate.requests:,} requests, "
         f"{estimate.prompt_tokens:,} tokens of questions and {estimate.answer_tokens:,} of answers. Cost: {cost}."
     )
+
+
+def _shown_cost(cost: float) -> str:
+    return f"{cost:.2f}" if cost >= 1 else f"{cost:.4f}"
 
 
 def _summary(progress: Progress) -> str:

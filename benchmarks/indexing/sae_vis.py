@@ -10,7 +10,7 @@ import torch
 from sae_lens import SAE, SAEConfig
 from sae_vis import SaeVisConfig, SaeVisData
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
 
 from benchmarks.indexing.hooked import hooked_model
 from benchmarks.indexing.job import Clock, Job, answer
@@ -18,8 +18,9 @@ from benchmarks.indexing.job import Clock, Job, answer
 
 def work(job: Job) -> dict[str, Any]:
     tokens = torch.from_numpy(np.load(job.tokens).astype(np.int64))
-    texts = {number: text for text, number in AutoTokenizer.from_pretrained(job.folder).get_vocab().items()}
-    sae, model = lens_sae(job), hooked_model(job)
+    texts = {number: text for text, number in Tokenizer.from_file(f"{job.folder}/tokenizer.json").get_vocab().items()}
+    # It cannot read where the last block ends.
+    sae, model = lens_sae(job), hooked_model(job, idle_blocks=1)
     # Without BOS, as saescope leaves it out.
     config = SaeVisConfig(features=list(range(job.n_features)), seqpos_slice=(1, None, None))
     with Clock() as clock:

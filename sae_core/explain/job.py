@@ -83,9 +83,10 @@ class Labelling:
     def unfinished(self, feature_indexes: Sequence[int]) -> list[int]:
         """Those that lack a label by this model and these prompts, or a score of one."""
         scored = self.bench.store.scored_texts(self.bench.slug, corpus=self.bench.corpus)
+        own = self._own_labels()
         left = []
         for number in feature_indexes:
-            mine = self._own_label(number)
+            mine = own.get(number)
             wanted = (mine.text, self._model, self._version) if mine else None
             if mine is None or any(scored.get((number, "model", method)) != wanted for method in METHODS):
                 left.append(number)
@@ -93,14 +94,14 @@ class Labelling:
 
     def estimate(self, feature_indexes: Sequence[int]) -> Estimate:
         """From the questions for a few of the features."""
-        left = self.unfinished(feature_indexes)
+        left, own = self.unfinished(feature_indexes), self._own_labels()
         some = left[:: max(1, len(left) // ESTIMATED_FROM)][:ESTIMATED_FROM]
         n_requests = n_characters = 0
         for number in some:
             detail, found = self.bench.feature(number)
             if not found.positives:
                 continue
-            questions = [] if self._own_label(number) else [prompts.explaining(detail.feature, found)]
+            questions = [] if number in own else [prompts.explaining(detail.feature, found)]
             for method, trials in self._trials(number, found).items():
                 questions += [_question(method, "a short phrase of words", trials)] * 2 if trials else []
             n_requests += len(questions)
@@ -229,9 +230,9 @@ class Labelling:
         found = [] if other is None else self.bench.store.labels_of_feature(self.bench.slug, other)
         return found[0].text if found else None
 
-    def _own_label(self, feature_index: int) -> Label | None:
-        labels = self.bench.store.labels_of_feature(self.bench.slug, feature_index)
-        return next((label for label in labels if self._is_mine(label)), None)
+    def _own_labels(self) -> dict[int, Label]:
+        """By feature, those by this model and these prompts."""
+        return {number: label for number, label in self.bench.store.all_labels(self.bench.slug) if self._is_mine(label)}
 
     def _is_mine(self, label: Label) -> bool:
         return (label.kind, label.author, label.prompt_version) == ("model", self._model, self._version)

@@ -35,10 +35,16 @@ def hub_address(text: str) -> Address | None:
 
 
 def fetched(address: Address) -> Path:
-    """The weights file of the SAE there, on this machine. Raises WeightsError and ConfigError in one sentence each."""
+    """The weights file of the SAE there; with HF_HUB_OFFLINE=1 what was fetched before.
+
+    Raises WeightsError and ConfigError in one sentence each.
+    """
     from huggingface_hub import HfApi, hf_hub_download
 
     with _hub_errors(address):
+        kept = _kept(address)
+        if kept is not None:
+            return kept
         info = HfApi().model_info(address.repo, revision=address.revision, timeout=10)
         names = [sibling.rfilename for sibling in info.siblings or []]
         weights = _weights(address, names)
@@ -46,6 +52,21 @@ def fetched(address: Address) -> Path:
         for name in [weights, *source.settings_beside(weights, names)]:
             paths[name] = hf_hub_download(address.repo, name, revision=info.sha or address.revision)
         return Path(paths[weights])
+
+
+def _kept(address: Address) -> Path | None:
+    """What is in the hub's cache at the address, if the user wants no network; else the hub is asked what is newest."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if not constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        folder = snapshot_download(address.repo, revision=address.revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+    path = Path(folder) / address.inner
+    return path if path.exists() else None
 
 
 def _weights(address: Address, names: list[str]) -> str:

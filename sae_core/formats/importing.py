@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,8 +81,12 @@ class Imported:
     l0: float | None  # as declared
 
 
-def import_sae(config: ImportConfig, *, home: Path) -> Imported:
-    """Imports one SAE; the same again changes nothing. Raises WeightsError, ConfigError and ModelError."""
+def import_sae(
+    config: ImportConfig, *, home: Path, check_name: Callable[[SAEInfo], None] = lambda info: None
+) -> Imported:
+    """Imports one SAE; the same again changes nothing. `check_name` raises, before anything is written, if the name is
+    taken elsewhere. Raises WeightsError, ConfigError and ModelError.
+    """
     source = Source(config.path)
     format, foreign = read_source(source, config.format)
     foreign = _with_input_scale(foreign, config.input_scale)
@@ -98,6 +103,7 @@ def import_sae(config: ImportConfig, *, home: Path) -> Imported:
             outline.check_hook(name)
     slug = check_slug(config.slug or _slug(source, format.name, foreign, config))
     info = _info(source, format.name, foreign, config, outline.info, slug, home=home)
+    check_name(info)
     folder = Path(info.weights_path)
     if not _is_there(folder, info, replaces=config.replaces):
         _write(folder, source, foreign, info)

@@ -72,10 +72,9 @@ def refused_page(browser: Browser, server: str) -> Iterator[Page]:
 
 
 @pytest.fixture
-def gl_page(browser: Browser, server: str) -> Iterator[Page]:
-    """A page on which the driver may note that, without a GPU, it is slow to read pixels."""
-    opened = browser.new_page(base_url=server, viewport={"width": 1280, "height": 1300})
-    yield from _watched(opened, server, allowed="ReadPixels")
+def tall_page(browser: Browser, server: str) -> Iterator[Page]:
+    """A page that shows a map and what stands below it."""
+    yield from _watched(browser.new_page(base_url=server, viewport={"width": 1280, "height": 1300}), server)
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def main() -> None:
                 page = browser.new_page(
                     base_url=address, color_scheme=scheme, viewport={"width": width, "height": height}
                 )
-                page.set_default_timeout(60_000)  # the first probe loads the model
+                page.set_default_timeout(180_000)  # the first probe loads the model
                 for title, path in pages.items():
                     page.goto(path)
                     page.wait_for_load_state("networkidle")

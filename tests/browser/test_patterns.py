@@ -21,6 +21,7 @@ PAGES = [
     "/saes/demo/features/0?embed=1",
     "/saes/demo/features/0/embed",
     "/saes/demo/probe?text=the+king+and+the+queen&feature=3&token=2",
+    "/scores",
     "/search?q=king",
     "/runs",
     "/compare",

@@ -72,6 +72,31 @@ def test_every_number_equals_dense_sums(model: LanguageModel, architecture: str,
     assert len(found.parts) > 1
 
 
+@pytest.mark.parametrize("input_norm", ["layer_norm", "constant_norm"])
+@pytest.mark.parametrize("skips", [False, True])
+def test_the_parts_of_an_sae_that_normalises_or_skips_make_its_reconstruction(
+    model: LanguageModel, input_norm: str, skips: bool, tmp_path: Path
+) -> None:
+    sae = random_sae(model.info.d_model, 48, 6, seed=5)
+    sae.input_norm = input_norm
+    if skips:
+        sae.W_skip = torch.nn.Parameter(0.1 * torch.randn(model.info.d_model, model.info.d_model))
+    info = save_sae(sae, tmp_path / "sae", model, layer=LAYER, hook="resid_post", context_size=32)
+
+    found = Prober(info, model=model).decompose(TEXTS[0], token=5)
+
+    x, _ = plain_forward(model, [token.token_id for token in found.tokens])
+    x = x[5]
+    with torch.no_grad():
+        sae_out = sae(x)
+    size = float(x @ x)
+    assert found.sae_out == pytest.approx(sae_out.tolist(), rel=1e-3, abs=1e-4)
+    assert found.error == pytest.approx(float((x - sae_out).square().sum()) / size, rel=1e-3)
+    assert found.bias_share is not None
+    shares = found.bias_share + sum(part.share for part in found.parts)
+    assert shares == pytest.approx(float(sae_out @ x) / size, rel=1e-3)
+
+
 @pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
 def test_a_transcoder_is_held_against_what_it_stands_for(
     model: LanguageModel, architecture: str, tmp_path: Path
@@ -114,7 +139,8 @@ def test_without_a_token_it_is_the_last_that_is_not_special(model: LanguageModel
     assert prober.decompose("one two three").position == len(prober.decompose("one two three").tokens) - 1
     ended = prober.decompose(f"one two{model.tokenizer.eos_token}")
     assert ended.tokens[-1].is_special and ended.position == len(ended.tokens) - 2
-    assert prober.decompose(model.tokenizer.bos_token).parts == ()  # where all are special: the first
+    with pytest.raises(PromptError, match="only a start token"):
+        prober.decompose(model.tokenizer.bos_token)
 
 
 @pytest.mark.parametrize(

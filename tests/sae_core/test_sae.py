@@ -429,3 +429,93 @@ def test_an_sae_works_in_inference_mode_and_trains_after(architecture: str, monk
 
     torch.testing.assert_close(inferred, sae(x))
     assert bool(sae.W_enc.grad is not None and sae.W_enc.grad.any())
+
+
+# What was trained elsewhere
+
+
+def looped_norm(kind: str, row: list[float]) -> tuple[list[float], float, float]:
+    """A token as it is encoded, and the scale and offset of the way back."""
+    n = len(row)
+    if kind == "layer_norm":
+        mean = sum(row) / n
+        std = (sum((value - mean) ** 2 for value in row) / (n - 1)) ** 0.5
+        return [(value - mean) / (std + 1e-5) for value in row], std, mean
+    norm = sum(value**2 for value in row) ** 0.5
+    return [value * n**0.5 / norm for value in row], norm / n**0.5, 0.0
+
+
+@every_architecture
+@pytest.mark.parametrize("kind", ["layer_norm", "constant_norm"])
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_normalised_input_is_encoded_and_scaled_back_and_skips_are_added(
+    architecture: str, kind: str, skips: bool
+) -> None:
+    sae, x = random_sae(architecture), model_acts(20)
+    normalised, scales, offsets = zip(*(looped_norm(kind, row) for row in x.tolist()), strict=True)
+    inner = torch.tensor(normalised)
+    feature_acts = planted.dense_encode(sae, inner)
+    expected = (feature_acts @ sae.W_dec + sae.b_dec) * torch.tensor(scales).unsqueeze(1)
+    expected = expected + torch.tensor(offsets).unsqueeze(1)
+    sae.input_norm = kind
+    if skips:
+        sae.W_skip = torch.nn.Parameter(torch.randn(D_IN, D_IN), requires_grad=False)
+        expected = expected + x @ sae.W_skip.T
+
+    code = sae.encode(x)
+
+    torch.testing.assert_close(code.dense(), feature_acts, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(sae.decode(code), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(sae.pre_acts(x), planted.dense_pre_acts(sae, inner), atol=1e-5, rtol=1e-4)
+    doubled = code.with_values(2 * code.values)
+    again = sae.decode(doubled) - sae.decode(code)
+    torch.testing.assert_close(
+        again, (feature_acts @ sae.W_dec) * torch.tensor(scales).unsqueeze(1), atol=1e-4, rtol=1e-4
+    )
+
+
+@every_architecture
+@sae_and_transcoders
+def test_all_that_is_particular_to_an_sae_is_saved_and_loaded(
+    architecture: str, d_out: int | None, tmp_path: Path
+) -> None:
+    sae, x = random_sae(architecture, d_out), model_acts(20)
+    sae.subtracts_b_dec = not sae.subtracts_b_dec
+    sae.input_norm = "layer_norm"
+    sae.W_skip = torch.nn.Parameter(torch.randn(sae.d_out, D_IN), requires_grad=False)
+    if isinstance(sae, JumpReLUSAE):
+        sae.fixed_threshold = torch.rand(D_SAE)
+
+    sae.save(tmp_path)
+    loaded = load_sae(tmp_path)
+
+    assert (loaded.subtracts_b_dec, loaded.input_norm) == (sae.subtracts_b_dec, "layer_norm")
+    assert torch.equal(loaded(x), sae(x)) and torch.equal(loaded.encode(x).dense(), sae.encode(x).dense())
+    if isinstance(sae, JumpReLUSAE) and isinstance(loaded, JumpReLUSAE):
+        assert torch.equal(loaded.threshold, sae.fixed_threshold)  # type: ignore[arg-type]
+
+
+def test_a_fixed_threshold_is_folded_as_a_learned_one_is() -> None:
+    sae, x = random_sae("jumprelu"), model_acts(40)
+    assert isinstance(sae, JumpReLUSAE)
+    fixed = copy.deepcopy(sae)
+    fixed.fixed_threshold = sae.threshold.clone()
+
+    for each in (sae, fixed):
+        each.fold_decoder_norms()
+        each.fold_input_scale(0.5)
+
+    torch.testing.assert_close(fixed.threshold, sae.threshold)
+    torch.testing.assert_close(fixed(x), sae(x))
+
+
+@pytest.mark.parametrize(
+    "changed", [{"input_norm": "batch_norm"}, {"k": 0}, {"k": D_SAE + 1}, {"architecture": "temporal"}]
+)
+def test_a_shape_that_saescope_does_not_know_is_damage(changed: dict[str, object], tmp_path: Path) -> None:
+    random_sae().save(tmp_path)
+    shape = json.loads((tmp_path / SHAPE_FILE).read_text())
+    (tmp_path / SHAPE_FILE).write_text(json.dumps({**shape, **changed}))
+
+    with pytest.raises(WeightsError, match="damaged"):
+        load_sae(tmp_path)

@@ -26,9 +26,11 @@ def test_every_answer_has_the_security_headers(client: TestClient, path: str) ->
     headers = client.get(path).headers
     assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "same-origin"
     policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
-    assert policy["default-src"] == "'none'" and policy["script-src"] == "'self'"
+    draws_by_webgl = path.startswith("/saes/demo/map")  # the one page whose Plotly makes functions while it runs
+    assert policy["default-src"] == "'none'" and "unsafe-inline" not in policy["script-src"]
+    assert policy["script-src"] == ("'self' 'unsafe-eval'" if draws_by_webgl else "'self'")
     assert re.fullmatch(r"'self'( 'sha256-[\w+/]{43}=')+", policy["style-src"])
-    assert "unsafe" not in headers["content-security-policy"]
+    assert draws_by_webgl or "unsafe" not in headers["content-security-policy"]
     is_embed = path == EMBED
     assert policy["frame-ancestors"] == ("*" if is_embed else "'none'")
     assert headers.get("x-frame-options") == (None if is_embed else "DENY")

@@ -128,7 +128,9 @@ def test_the_command_imports_checks_and_exports(
 
     said = capsys.readouterr()
     assert "Imported mine (saelens): relu, 64 features, blocks.1.hook_resid_post" in said.out
-    assert "FVU 0.000" in said.out and f"saescope index mine --corpus {corpus}" in said.out and not said.err
+    assert (
+        "FVU 0.000" in said.out and f"saescope index mine --corpus {corpus}" in said.out and "saescope:" not in said.err
+    )
     store = Store.open(f"sqlite:///{own_home}/saescope.db")
     info = store.sae("mine").sae
     store.close()
@@ -203,3 +205,4 @@ def test_an_import_takes_no_trained_saes_name(
     assert run(*words, "--home", str(tmp_path / "second")) == 2
 
     assert "another --slug" in capsys.readouterr().err
+    assert not (tmp_path / "second" / "imports").exists()

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import huggingface_hub
 import pytest
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -59,6 +60,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]]
             asked.append((name, revision))
             return str(tmp_path / repo / name)
 
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, repo, **options: info)
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
         return asked
@@ -107,6 +109,20 @@ def test_of_many_one_must_be_named(inner: str, error: type[Exception], said: str
     with pytest.raises(error, match=said):
         fetched(Address("owner/repo", inner, None))
     assert not asked
+
+
+def test_without_the_network_what_was_fetched_before_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repo = tmp_path / "models--owner--repo"
+    (repo / "snapshots" / "1f2e" / "layer_3").mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("1f2e")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+
+    assert fetched(Address("owner/repo", "layer_3", None)) == repo / "snapshots" / "1f2e" / "layer_3"
+    for address in (Address("owner/repo", "layer_4", None), Address("owner/other", "", None)):
+        with pytest.raises(WeightsError, match="hub cannot be reached"):
+            fetched(address)
 
 
 def answer(status: int) -> httpx.Response:

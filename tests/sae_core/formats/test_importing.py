@@ -162,7 +162,7 @@ def test_statistics_without_a_place_are_kept_beside_the_sae(model: str, tmp_path
         ({"layer": 9}, ConfigError, "has no layer 9"),
         ({"layer": -1}, ConfigError, "numbered from 0"),
         ({"layer": 1, "hook": "resid_mid"}, ConfigError, "resid_mid"),
-        ({"layer": 1, "dtype": "int8"}, ConfigError, "int8"),
+        ({"layer": 1, "dtype": "int3"}, ConfigError, "int3"),
         ({"layer": 1, "slug": "No Good"}, ConfigError, "slug"),
         ({"layer": 1, "input_scale": -1.0}, ConfigError, "above 0"),
         ({"layer": 1, "format": "csv"}, ConfigError, "csv"),

@@ -124,6 +124,24 @@ def test_factors_of_a_finetuning_act_on_the_decoder_if_they_are_used(tmp_path: P
         read(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["batchtopk", "matryoshka_batchtopk"])
+def test_a_training_checkpoint_is_read_as_it_will_be_saved(kind: str, tmp_path: Path) -> None:
+    saelens_files(tmp_path, "standard", config={"architecture": kind, "k": float(K)})
+    file = tmp_path / "sae_weights.safetensors"
+    t = load_file(file)
+    save_file({**t, "topk_threshold": torch.tensor(0.8, dtype=torch.float64)}, file)
+    x, norms = model_acts(), t["W_dec"].norm(dim=1)
+    pre_acts = ((x - t["b_dec"]) @ t["W_enc"] + t["b_enc"]) * norms
+    feature_acts = pre_acts * (pre_acts > 0.8)
+
+    foreign = read(tmp_path)
+
+    assert (foreign.sae.architecture, foreign.k) == ("batchtopk", K)
+    torch.testing.assert_close(foreign.sae.encode(x).dense(), feature_acts, atol=1e-5, rtol=1e-5)
+    expected = feature_acts @ (t["W_dec"] / norms.unsqueeze(1)) + t["b_dec"]
+    torch.testing.assert_close(foreign.sae(x), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
