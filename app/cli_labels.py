@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_core.disk import saving
+from sae_core.labels import KINDS
 
 if TYPE_CHECKING:
     from sae_core.store import Store
 
 LABELS = """\
-Exchange labels with others as a .jsonl or .csv file: what each feature is called, by whom, of which kind (human or
-automatic), with which score, and when. `export` writes an SAE's labels, `import` merges a file into them: a label that
-was written later takes the place of an earlier one of the same feature and kind, nothing else is changed, and the same
-file again changes nothing. docs/dashboard-files.md says more."""
+Exchange labels with others as a .jsonl or .csv file: what each feature is called, by whom, of which kind (a person's, a
+language model's, automatic, a pattern), with which score, and when. `export` writes an SAE's labels, `import` merges a
+file into them: a label that was written later takes the place of an earlier one of the same feature and kind, nothing
+else is changed, and the same file again changes nothing. docs/dashboard-files.md says more."""
 
 LABELS_EXAMPLES = """\
 examples:
@@ -26,9 +27,7 @@ def add_labels_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("export", "import"), help="which way")
     parser.add_argument("slug", metavar="SLUG", help="the SAE")
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="what to import, .jsonl or .csv")
-    parser.add_argument(
-        "--kind", choices=("human", "automatic"), help="export only what people, or only what programs say (both)"
-    )
+    parser.add_argument("--kind", choices=KINDS, help="export only labels of this kind (all)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="where to export to (SLUG-labels.jsonl here)")
 
 

@@ -1,6 +1,6 @@
 """Labels as files that people exchange: JSON lines for programs, CSV for spreadsheets; the same columns in both.
 
-    feature_index, kind (human, model, automatic or pattern), label, author, score, created_at
+    feature_index, kind (`labels.KINDS`), label, author, score, created_at, certainty, prompt_version
 
 Only feature_index and label must be there: a label without a kind is a person's, and one without a date yields to any
 that is here. How labels are merged says `sae_core.store_labels`.
@@ -20,7 +20,7 @@ from sae_core.labels import KINDS
 from sae_core.records import Label
 from sae_core.store_labels import UNDATED
 
-COLUMNS = ("feature_index", "kind", "label", "author", "score", "created_at")
+COLUMNS = ("feature_index", "kind", "label", "author", "score", "created_at", "certainty", "prompt_version")
 SUFFIXES = (".jsonl", ".csv")
 MOST_LINE = 1 << 20
 
@@ -70,6 +70,8 @@ def _row(feature_index: int, label: Label) -> dict[str, object]:
         "author": label.author,
         "score": label.score,
         "created_at": None if label.created_at == UNDATED else label.created_at.isoformat(),
+        "certainty": label.certainty,
+        "prompt_version": label.prompt_version,
     }
 
 
@@ -112,7 +114,9 @@ def _label(row: Mapping[str, Any], place: str) -> tuple[int, Label]:
         text=text,
         kind=kind,
         author=author,
-        score=_score(row.get("score"), place),
+        score=_number(row, "score", place),
+        certainty=_number(row, "certainty", place),
+        prompt_version=str(row["prompt_version"]) if row.get("prompt_version") else None,
         created_at=_moment(row.get("created_at"), place),
     )
 
@@ -124,16 +128,17 @@ def _feature_index(value: object, place: str) -> int:
     return int(text)
 
 
-def _score(value: object, place: str) -> float | None:
+def _number(row: Mapping[str, Any], name: str, place: str) -> float | None:
+    value = row.get(name)
     if value is None:
         return None
     try:
-        score = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
     except ValueError:
-        score = math.nan
-    if not math.isfinite(score):
-        raise InputError(f"{place} has the score {str(value)[:40]!r}; it must be a number, or nothing.")
-    return score
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{place} has the {name} {str(value)[:40]!r}; it must be a number, or nothing.")
+    return number
 
 
 def _moment(value: object, place: str) -> datetime:

@@ -3,7 +3,7 @@ One of each kind stands at a feature.
 
 A label that comes in, of the kind that a feature has already:
 
-    says the same, with the same author and score    nothing changes
+    is the same but for its date                     nothing changes
     was written later than the one that is here      takes its place
     was written earlier, at the same time, or nobody
     knows when                                       the one that is here stays
@@ -71,11 +71,11 @@ def merge_labels(connection: sa.Connection, new: Iterable[tuple[int, Label]], *,
 def _as_stored(feature_index: int, label: Label) -> Label:
     """The label as it will be read again."""
     row = label_row(feature_index, label, sae_id=0)
-    return replace(label, text=row["text"], author=row["author"], score=row["score"])
+    return replace(label, text=row["text"], author=row["author"], score=row["score"], certainty=row["certainty"])
 
 
 def _says_the_same(one: Label, other: Label) -> bool:
-    return (one.text, one.author, one.score) == (other.text, other.author, other.score)
+    return replace(one, created_at=UNDATED) == replace(other, created_at=UNDATED)
 
 
 def upsert_labels(connection: sa.Connection, new: Mapping[int, Label], *, sae_id: int, d_sae: int) -> None:

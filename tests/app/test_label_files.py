@@ -16,6 +16,7 @@ LABELS = [
     (2, make_label("=1+1", author="-ana")),
     (3, make_label("'=quoted", author="")),
     (4, make_label("''plain")),
+    (4, replace(make_label("by a model", kind="model", author="m"), certainty=0.75, prompt_version="v2")),
     (5, replace(make_label("when?"), created_at=UNDATED)),
 ]
 
