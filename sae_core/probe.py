@@ -29,10 +29,10 @@ class Prober:
         """`model` shares one that is loaded already. Raises ModelError and WeightsError."""
         self.info = sae
         self.model = model or load_model(sae.model.model_name, dtype=str(sae.config["dtype"]), device=device)
-        self._sae = load_sae(Path(sae.weights_path), device=self.model.device)
+        self.sae = load_sae(Path(sae.weights_path), device=self.model.device)
         prepend_bos = sae.config.get("prepend_bos")
-        self._frame = framing(self.model.tokenizer, prepend_bos=prepend_bos if isinstance(prepend_bos, bool) else None)
-        self._vocabulary = vocabulary(self.model.tokenizer)
+        self.frame = framing(self.model.tokenizer, prepend_bos=prepend_bos if isinstance(prepend_bos, bool) else None)
+        self.vocabulary = vocabulary(self.model.tokenizer)
 
     def probe(self, text: str, *, top_k: int = 10, max_tokens: int = 1024) -> ProbeResult:
         """Active features of each token (the `top_k` strongest) and of the whole text (all, by maximum).
@@ -40,12 +40,12 @@ class Prober:
         Raises PromptError for an empty text and PromptTooLongError above `max_tokens`.
         """
         started = time.monotonic()
-        ids = self._token_ids(text, max_tokens=max_tokens)
+        ids = self.token_ids(text, max_tokens=max_tokens)
         encoded = self._encode(ids)
         tokens = []
         active: dict[int, dict[int, float]] = {}  # feature -> token position -> activation
-        first = len(self._frame.prefix)
-        for position, token in enumerate(self._bare_tokens(ids)):
+        first = len(self.frame.prefix)
+        for position, token in enumerate(self.bare_tokens(ids)):
             strongest = [] if token.is_special else encoded[position - first]
             for feature in strongest:
                 active.setdefault(feature.feature_index, {})[position] = feature.activation
@@ -67,17 +67,17 @@ class Prober:
         Raises PromptError and PromptTooLongError as `probe` does, and PromptError for a token that is not there.
         """
         started = time.monotonic()
-        ids = self._token_ids(text, max_tokens=max_tokens)
-        tokens = self._bare_tokens(ids)
+        ids = self.token_ids(text, max_tokens=max_tokens)
+        tokens = self.bare_tokens(ids)
         position = _chosen(tokens) if token is None else token
         if position >= len(tokens):
             raise PromptError(f"The text has tokens 0 to {len(tokens) - 1}, and no token {position}; pick one of them.")
-        framed = torch.tensor([[*self._frame.prefix, *ids, *self._frame.suffix]], device=self.model.device)
+        framed = torch.tensor([[*self.frame.prefix, *ids, *self.frame.suffix]], device=self.model.device)
         with self.model.reading((self.info.hook_name, self.info.target_hook_name)) as read:
             mask = torch.ones_like(framed, dtype=torch.bool)
             model_acts, target_acts = (acts[0, position].float() for acts in read(framed, mask))
         is_special = tokens[position].is_special
-        code = self._sae.encode(model_acts.unsqueeze(0))
+        code = self.sae.encode(model_acts.unsqueeze(0))
         parts: tuple[TokenPart, ...] = ()
         bias_share = bias_error = None
         if not is_special:
@@ -88,8 +88,8 @@ class Prober:
             tokens=tokens,
             position=position,
             model_acts=tuple(model_acts.tolist()),
-            target_acts=tuple(target_acts.tolist()) if self._sae.is_transcoder else (),
-            sae_out=() if is_special else tuple(self._sae.decode(code)[0].tolist()),
+            target_acts=tuple(target_acts.tolist()) if self.sae.is_transcoder else (),
+            sae_out=() if is_special else tuple(self.sae.decode(code)[0].tolist()),
             bias_share=bias_share,
             bias_error=bias_error,
             parts=parts,
@@ -102,12 +102,12 @@ class Prober:
         features, values = (column.tolist() for column in active)
         x = target_acts.double().cpu()
         size = max(float(x @ x), _TINY)
-        bias = self._sae.b_dec.double().cpu()
+        bias = self.sae.b_dec.double().cpu()
         left = x - bias
         bias_error = float(left @ left) / size
         parts = []
         for feature_index, activation in sorted(zip(features, values, strict=True), key=lambda pair: (-pair[1], pair)):
-            added = activation * self._sae.W_dec[feature_index].double().cpu()
+            added = activation * self.sae.W_dec[feature_index].double().cpu()
             left = left - added
             parts.append(
                 TokenPart(
@@ -119,7 +119,7 @@ class Prober:
             )
         return tuple(parts), float(bias @ x) / size, bias_error
 
-    def _token_ids(self, text: str, *, max_tokens: int) -> list[int]:
+    def token_ids(self, text: str, *, max_tokens: int) -> list[int]:
         """The ids of a text that can be run, without the frame."""
         if not text.strip():
             raise PromptError("The prompt is empty; type some text.")
@@ -132,15 +132,15 @@ class Prober:
             )
         return ids
 
-    def _bare_tokens(self, ids: list[int]) -> tuple[ProbeToken, ...]:
+    def bare_tokens(self, ids: list[int]) -> tuple[ProbeToken, ...]:
         """The tokens in their frame's prefix, without features."""
-        prefix = self._frame.prefix
-        texts = display_strings([self._vocabulary.tokens[i] for i in (*prefix, *ids)])
+        prefix = self.frame.prefix
+        texts = display_strings([self.vocabulary.tokens[i] for i in (*prefix, *ids)])
         return tuple(
             ProbeToken(
                 token=texts[position],
                 token_id=token_id,
-                is_special=position < len(prefix) or token_id in self._frame.special_ids,
+                is_special=position < len(prefix) or token_id in self.frame.special_ids,
                 features=(),
             )
             for position, token_id in enumerate((*prefix, *ids))
@@ -149,10 +149,10 @@ class Prober:
     @torch.inference_mode()
     def _encode(self, ids: list[int]) -> list[list[ActiveFeature]]:
         """The active features of each token, strongest first."""
-        framed = torch.tensor([[*self._frame.prefix, *ids, *self._frame.suffix]], device=self.model.device)
+        framed = torch.tensor([[*self.frame.prefix, *ids, *self.frame.suffix]], device=self.model.device)
         model_acts = self.model.activations(framed, torch.ones_like(framed, dtype=torch.bool), self.info.hook_name)
-        first = len(self._frame.prefix)
-        code = self._sae.encode(model_acts[0, first : first + len(ids)])
+        first = len(self.frame.prefix)
+        code = self.sae.encode(model_acts[0, first : first + len(ids)])
         found: list[list[ActiveFeature]] = [[] for _ in ids]
         for row, feature_index, activation in zip(*(column.tolist() for column in code.active()), strict=True):
             found[row].append(ActiveFeature(feature_index=feature_index, activation=activation))
