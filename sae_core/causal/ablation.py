@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from sae_core.causal.attribution import Question, entry_effects, question, token_text
-from sae_core.causal.records import AblatedFeature, Ablation, Shift
+from sae_core.causal.records import MAX_ABLATED, AblatedFeature, Ablation, Shift
 from sae_core.errors import NotFoundError, PromptError
 from sae_core.probe import Prober
 
-MAX_FEATURES = 16
 SHOWN_SHIFTS = 12
 
 
@@ -28,10 +27,10 @@ def ablate(
     against: str | None = None,
     max_tokens: int = 1024,
 ) -> Ablation:
-    """The next token's distribution with and without the features, of which there may be `MAX_FEATURES`."""
+    """The next token's distribution with and without the features, of which there may be `MAX_ABLATED`."""
     chosen = tuple(dict.fromkeys(features))
-    if not 1 <= len(chosen) <= MAX_FEATURES:
-        raise PromptError(f"Between 1 and {MAX_FEATURES} features can be taken out; {len(chosen)} are chosen.")
+    if not 1 <= len(chosen) <= MAX_ABLATED:
+        raise PromptError(f"Between 1 and {MAX_ABLATED} features can be taken out; {len(chosen)} are chosen.")
     for feature_index in chosen:
         if feature_index >= prober.sae.d_sae:
             raise NotFoundError(f'The SAE "{prober.info.slug}" has no feature {feature_index}.')

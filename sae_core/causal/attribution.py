@@ -117,7 +117,12 @@ def question(
 
 def next_tokens(prober: Prober, probabilities: Tensor, token_ids: list[int]) -> tuple[NextToken, ...]:
     return tuple(
-        NextToken(token=token_text(prober, token_id), token_id=token_id, probability=float(probabilities[token_id]))
+        NextToken(
+            token=(text := token_text(prober, token_id)),
+            name=text if _ids_of(prober, text) == [token_id] else f"#{token_id}",
+            token_id=token_id,
+            probability=float(probabilities[token_id]),
+        )
         for token_id in token_ids
     )
 
@@ -132,11 +137,12 @@ def token_text(prober: Prober, token_id: int) -> str:
 def entry_effects(prober: Prober, asked: Question) -> tuple[Tensor, Tensor | None]:
     """Total and direct effect (E,), float64, of each active entry."""
     rows, features, values = asked.entries
-    directions = prober.sae.W_dec[features].double()
-    total = values.double() * (directions * asked.found.gradient[rows].double()).sum(dim=1)
+    directions = prober.sae.W_dec[features].cpu().double()
+    values, here = values.cpu().double(), (rows == asked.position).cpu()
+    total = values * (directions * asked.found.gradient[rows].cpu().double()).sum(dim=1)
     if asked.found.readout is None:
         return total, None
-    return total, values.double() * (directions @ asked.found.readout.double()) * (rows == asked.position)
+    return total, values * (directions @ asked.found.readout.cpu().double()) * here
 
 
 def _features(asked: Question, total: Tensor, direct: Tensor | None) -> list[FeatureEffect]:
@@ -145,7 +151,7 @@ def _features(asked: Question, total: Tensor, direct: Tensor | None) -> list[Fea
     entries: dict[int, list[tuple[float, float, int, float]]] = {}  # total, direct, position, activation
     directs = [0.0] * len(rows) if direct is None else direct.tolist()
     for feature_index, *entry in zip(indices, total.tolist(), directs, rows, values, strict=True):
-        entries.setdefault(feature_index, []).append(tuple(entry))  # type: ignore[arg-type]
+        entries.setdefault(feature_index, []).append(tuple(entry))
     found = []
     for feature_index, own in entries.items():
         strongest = max(own, key=lambda entry: abs(entry[0]))
@@ -169,13 +175,13 @@ def _others(
     prober: Prober, asked: Question, features: list[FeatureEffect], *, max_features: int
 ) -> tuple[OtherEffect, ...]:
     """The rows that are no feature; with the shown features they add up to the explained number."""
-    h, gradient, counts = (asked.found.write_acts.double(), asked.found.gradient.double(), asked.counts)
+    h, gradient, counts = asked.found.write_acts.cpu().double(), asked.found.gradient.cpu().double(), asked.counts.cpu()
     code = prober.sae.encode(asked.found.read_acts)
-    b_dec = prober.sae.b_dec.double()
-    error = h - prober.sae.decode(code).double()
+    b_dec = prober.sae.b_dec.cpu().double()
+    error = h - prober.sae.decode(code).cpu().double()
     vectors = {"error": error * counts[:, None], "bias": b_dec * counts[:, None], "special": h * ~counts[:, None]}
     hidden = features[max_features:]
-    readout = None if asked.found.readout is None else asked.found.readout.double()
+    readout = None if asked.found.readout is None else asked.found.readout.cpu().double()
     totals = {name: float((gradient * vector).sum()) for name, vector in vectors.items()}
     directs = {name: float(readout @ vector[asked.position]) for name, vector in vectors.items() if readout is not None}
     totals["others"] = sum(row.total for row in hidden)
@@ -204,11 +210,15 @@ def _token_id(prober: Prober, text: str) -> int:
         if int(text[1:]) >= n_tokens:
             raise PromptError(f"The model's tokens are #0 to #{n_tokens - 1}, and there is no {text}; choose another.")
         return int(text[1:])
-    tokenizer = prober.model.tokenizer
     for spelling in (text, f" {text}"):
-        ids: list[int] = tokenizer.encode(spelling, add_special_tokens=False)
+        ids = _ids_of(prober, spelling)
         if len(ids) == 1:
             return ids[0]
-    parts = tokenizer.encode(text, add_special_tokens=False)
+    parts = _ids_of(prober, text)
     shown = ", ".join(f"“{token_text(prober, part)}”" for part in parts[:6])
     raise PromptError(f"“{text[:60]}” is {len(parts)} tokens to this model ({shown}); give one of them.")
+
+
+def _ids_of(prober: Prober, text: str) -> list[int]:
+    ids: list[int] = prober.model.tokenizer.encode(text, add_special_tokens=False)
+    return ids

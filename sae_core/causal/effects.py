@@ -82,5 +82,5 @@ def _readout(model: LanguageModel, norm: nn.Module, x: Tensor, at_output: Tensor
     gain, bias, subtracts_mean = model.gain_and_bias(norm, len(x), x.dtype)
     scaled = gain * (x.float() - x.float().mean() if subtracts_mean else x.float())
     size = (scaled @ scaled) / (scaled @ (norm(x).float() - bias))
-    readout = gain * at_output / size
+    readout: Tensor = gain * at_output / size
     return readout - readout.mean() if subtracts_mean else readout

@@ -5,8 +5,9 @@ a prompt: the baseline, a steered one at a dose, or the control.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
 
 from sae_core.errors import PromptError
 from sae_core.records import ProbeToken
@@ -15,16 +16,18 @@ Mode = Literal["add", "clamp"]
 Where = Literal["everywhere", "after"]
 Kind = Literal["baseline", "steered", "control"]
 Finish = Literal["length", "end", "time"]
-DOSES = (0.0, 0.25, 0.5, 1.0, 2.0)  # of the dose strip
+DOSES = (0.25, 0.5, 1.0, 2.0)  # of the dose strip; 0 is the baseline
 MAX_PUSHES = 8
+MAX_ABLATED = 16
 SWAMPS = 1.0  # a push as long as the vector it changes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextToken:
-    """A token that may come next."""
+    """A token that may come next. `name` is what a person types for it: its text, or # and its id."""
 
     token: str
+    name: str
     token_id: int
     probability: float
 
@@ -197,11 +200,12 @@ SteerPart = SteerStart | SteerStep | Steering
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedSteering:
-    """A steering that was stored: what was asked, and what came of it then."""
+    """A steering that was stored: what was asked, as the page's address has it, and what came of it then, as JSON."""
 
     steering_id: str
     slug: str
+    sae_created_at: datetime
     author: str
-    created_at: Any
-    asked: Mapping[str, object] = field(default_factory=dict)
-    answer: Mapping[str, object] = field(default_factory=dict)
+    created_at: datetime
+    query: str
+    report: Mapping[str, object]

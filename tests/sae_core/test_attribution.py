@@ -117,7 +117,7 @@ def test_totals_are_slopes_of_the_models_own_answer(
         step = 1e-2 * acts[:, row.feature_index, None] * prober.sae.W_dec[row.feature_index]
         logits = []
         for sign in (1, -1):
-            with torch.no_grad(), block.register_forward_hook(lambda _, __, out, s=sign: out + s * step):
+            with torch.no_grad(), block.register_forward_hook(lambda _, __, out, push=sign * step: out + push):
                 logits.append(float(prober.model.module(ids).logits[0, 8, found.target.token_id]))
         assert row.total == pytest.approx((logits[0] - logits[1]) / 2e-2, rel=2e-2, abs=2e-3)
 
@@ -143,7 +143,7 @@ def test_the_rows_add_up_to_the_models_own_logit_everywhere(
     else:
         assert direct == pytest.approx(found.explained, abs=1e-9)
     assert len(found.features) == 5 and found.n_features > 5
-    assert [row.name for row in found.others][0] == "others"
+    assert found.others[0].name == "others"
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
