@@ -1,5 +1,5 @@
-"""The tables: models, corpora, contexts, saes, indexes, features, examples, labels, lists. Read and written by `store`
-alone.
+"""The tables: models, corpora, contexts, saes, indexes, features, examples, labels, lists, steerings. Read and written
+by `store` alone.
 
     models ──< saes ──< indexes >── corpora ──< contexts
                 │          └──< features, feature_texts, examples
@@ -33,7 +33,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0005"  # the newest file of migrations/versions
+REVISION = "0010"  # the newest file of migrations/versions
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -278,3 +278,16 @@ list_items = Table(
 )
 Index("list_items_by_position", list_items.c.list_id, list_items.c.position)
 Index("list_items_by_feature", list_items.c.slug, list_items.c.feature_index)
+
+# What people let a model write while features were pushed: what was asked, and what came of it. Never changed.
+steerings = Table(
+    "steerings",
+    metadata,
+    Column("steering_id", Text, primary_key=True),  # random, as that of a list
+    Column("slug", Text, nullable=False),
+    Column("sae_created_at", UtcDateTime, nullable=False),  # tells the SAE from a later one of the same slug
+    Column("author", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("query", Text, nullable=False),  # of the page's address
+    Column("report", JSON, nullable=False),
+)

@@ -32,9 +32,14 @@ def clean_author(name: str) -> str:
     return _checked("name", " ".join(name.split())) or ANONYMOUS
 
 
+def random_id() -> str:
+    """For what is seen by all who have its address: it cannot be guessed."""
+    return "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH))
+
+
 def insert_list(connection: sa.Connection, *, title: str, description: str, author: str) -> str:
     """Returns the new list's id."""
-    list_id = "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH))
+    list_id = random_id()
     now = datetime.now(UTC)
     row = {"list_id": list_id, "author": clean_author(author), "created_at": now, "updated_at": now, "version": 1}
     connection.execute(sa.insert(lists).values(row | _texts(title=title, description=description)))
