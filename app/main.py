@@ -12,6 +12,8 @@ from starlette.middleware.gzip import GZipMiddleware
 
 from app import api, compare, embeds, feature_files, learn, lists, lists_api, pages, patterns, search, unfurls
 from app.body_limit import BodyLimit
+from app.causal import steer, why
+from app.causal.steer_report import SteerCache
 from app.changes import from_this_site
 from app.error_pages import add_error_pages
 from app.inference import Inference, ModelWorker
@@ -48,6 +50,7 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.state.inference = inference
     app.state.points = PointsCache()
     app.state.matches = MatchCache()
+    app.state.steerings = SteerCache()
     app.state.templates = make_environment(version=version, read_only=settings.read_only)
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
@@ -58,6 +61,8 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.include_router(compare.router)
     app.include_router(compare.api)
     for router in (learn.router, learn.api, patterns.router):
+        app.include_router(router)
+    for router in (why.router, why.api, steer.router, steer.api):
         app.include_router(router)
     app.include_router(api.health)
     app.mount("/static", HashedStaticFiles(directory=STATIC), name="static")

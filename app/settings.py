@@ -38,6 +38,12 @@ class Settings:
     probe_timeout: float = 120.0
     """Seconds until a probe is given up, loading the model included."""
 
+    steer_tokens: int = 256
+    """Tokens that steering may write at a time."""
+
+    steer_seconds: float = 60.0
+    """Seconds after which steering stops with what it has written, loading the model not included."""
+
     device: str | None = None
     """Where the model runs (`cpu`, `cuda`, `mps`); default the best that is there."""
 
@@ -52,7 +58,14 @@ class Settings:
         object.__setattr__(self, "home", home.expanduser())
         if not self.database_url:
             object.__setattr__(self, "database_url", f"sqlite:///{self.home / 'saescope.db'}")
-        for name in ("max_prompt_tokens", "probe_queue", "probe_timeout", "max_body_bytes"):
+        for name in (
+            "max_prompt_tokens",
+            "probe_queue",
+            "probe_timeout",
+            "steer_tokens",
+            "steer_seconds",
+            "max_body_bytes",
+        ):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give a number above 0.")
         if not 0 <= self.port <= 65535:
@@ -87,6 +100,8 @@ def _parsed(name: str, text: str) -> object:
         "max_prompt_tokens": int,
         "probe_queue": int,
         "probe_timeout": float,
+        "steer_tokens": int,
+        "steer_seconds": float,
         "max_body_bytes": int,
     }
     if name == "read_only":

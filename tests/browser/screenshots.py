@@ -52,6 +52,8 @@ def main() -> None:
         "features": f"{here}/features",
         "feature": f"{here}/features/{arguments.feature}",
         "probe": f"{here}/probe?text={quote(TEXT)}",
+        "why": f"{here}/why?text={quote(TEXT)}",
+        "steer": f"{here}/steer?feature={arguments.feature}&prompt={quote(TEXT.split('(')[0])}&length=40",
         "run": f"/runs/{SLUG}",
         "compare": f"/compare?a={SLUG}/{arguments.feature}&b={SLUG}/{arguments.other}",
         "learn": "/learn",
