@@ -58,6 +58,10 @@ bench-pipeline: .venv/.installed ## Time training from text against its parts, a
 bench-index: .venv/.installed ## Time the index against its floor and SAEDashboard, and databases of up to a million features
 	@$(python) -m benchmarks.index $(ARGS)
 
+.PHONY: bench-probe
+bench-probe: .venv/.installed ## Time probes against the bare model, while one types, and with 32 readers at once
+	@$(python) -m benchmarks.probe $(ARGS)
+
 .PHONY: bench-web
 bench-web: .venv/.installed-dev ## Time the dashboard's pages under eight clients, with 4,096 and with a million features
 	@$(python) -m benchmarks.web $(ARGS)

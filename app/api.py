@@ -13,24 +13,29 @@ from starlette.concurrency import run_in_threadpool
 
 from app import charts
 from app.deps import (
+    LONGEST_TEXT,
     CorpusParams,
     FeatureIndex,
     FeatureListParams,
-    Index,
     InferenceDep,
     Name,
+    Pins,
     PointsDep,
     ProbeSort,
+    Session,
     SettingsDep,
+    Share,
     Slug,
     StoreDep,
     VersionDep,
 )
 from app.glossary import TERMS, Term
-from app.probing import TOP_FEATURES, TOP_K, ProbeReport, chosen_index, probe_report
+from app.inference import PredictJob, WorkerState
+from app.leaving import while_wanted
+from app.probing import TOP_FEATURES, TOP_K, Asked, ProbeReport, checked_text, chosen_index, probe_report
 from app.runs import run_events, run_figures, short_detail
 from sae_core.errors import StoreError
-from sae_core.records import FeatureDetail, FeaturePage, SAESummary
+from sae_core.records import FeatureDetail, FeaturePage, Predictions, SAESummary
 from sae_core.runs import Run, RunDetail, list_runs, read_run
 
 router = APIRouter(prefix="/api")
@@ -68,9 +73,12 @@ class ProbeRequest(BaseModel):
     text: str = Field(description="the text, at most the server's limit of tokens")
     top_k: int = Field(default=TOP_K, ge=1, le=512, description="features per token")
     top_features: int = Field(default=TOP_FEATURES, ge=0, le=1000, description="features over the whole text")
-    feature: Index = Field(default=None, description="a feature to have in the answer wherever it ranks")
-    sort: ProbeSort = Field(default="strength", description="how `features` are ranked")
+    pins: Pins = Field(default=[], description="features to have in the answer wherever they rank")
+    sort: ProbeSort = Field(default="strength", description="how `features` are ranked, after all filters")
     corpus: Name = Field(default=None, description="the corpus that densities and maxima come from")
+    max_density: Share = Field(default=None, description="leave out features that are active more often than this")
+    special: bool = Field(default=False, description="features of special tokens (BOS and the like) too")
+    session: Session = None
 
 
 @router.get("/saes", summary="All SAEs")
@@ -115,9 +123,27 @@ async def probe_by_address(
 
 @router.post("/saes/{slug}/probe", summary="Probe a text")
 async def probe(
-    store: StoreDep, inference: InferenceDep, points: PointsDep, slug: Slug, asked: Annotated[ProbeRequest, Body()]
+    request: Request,
+    store: StoreDep,
+    inference: InferenceDep,
+    points: PointsDep,
+    slug: Slug,
+    asked: Annotated[ProbeRequest, Body()],
 ) -> ProbeReport:
-    return await _probe(store, inference, points, slug=slug, asked=asked)
+    return await while_wanted(request, _probe(store, inference, points, slug=slug, asked=asked))
+
+
+@router.get("/saes/{slug}/predictions", summary="What the model itself expects along a text")
+async def predictions_by_address(
+    store: StoreDep, inference: InferenceDep, slug: Slug, text: Annotated[str, Query(max_length=LONGEST_TEXT)]
+) -> Predictions:
+    summary = await run_in_threadpool(store.sae, slug)
+    return await inference.answer(PredictJob(sae=summary.sae, text=checked_text(text)))
+
+
+@router.get("/worker", summary="What the model worker is at")
+def worker(inference: InferenceDep) -> WorkerState:
+    return inference.state()
 
 
 @router.get("/runs", summary="All training and indexing runs")
@@ -184,7 +210,7 @@ async def _probe(
     store: StoreDep, inference: InferenceDep, points: PointsDep, *, slug: str, asked: ProbeRequest
 ) -> ProbeReport:
     summary = await run_in_threadpool(store.sae, slug)
+    wanted = asked.model_dump(exclude={"pins"})
     return await probe_report(
-        store, inference, points=points, summary=summary, text=asked.text, top_k=asked.top_k,
-        top_features=asked.top_features, pinned=asked.feature, sort=asked.sort, corpus=asked.corpus,
-    )  # fmt: skip
+        store, inference, points=points, summary=summary, asked=Asked(**wanted, pins=tuple(asked.pins))
+    )

@@ -147,12 +147,14 @@ def sparkline(histogram: Histogram, *, width: int = 72, height: int = 20, bars: 
     return "".join(parts)
 
 
-def token_sparkline(activations: Sequence[float], *, scale: float, width: int = 120, height: int = 20) -> str:
-    """An SVG path of a feature's activations along a text, joined into at most 60 columns by their maximum."""
+def token_sparkline(
+    activations: Sequence[float], *, scale: float, width: int = 120, height: int = 20, most_columns: int = 60
+) -> str:
+    """An SVG path of a feature's activations along a text, joined into at most `most_columns` by their maximum."""
     n = len(activations)
     if n == 0 or not scale > 0:
         return ""
-    columns = min(n, 60)
+    columns = min(n, most_columns)
     each = width / columns
     parts = []
     for i in range(columns):

@@ -15,7 +15,9 @@ from sae_core.store_pages import Sort
 
 LARGEST_INDEX = 2**31 - 1
 LONGEST_TEXT = 200_000  # characters; the limit in tokens is the model worker's
-ProbeSort = Literal["strength", "rarity", "share"]
+SURPRISE = "surprise"
+ProbeSort = Literal["strength", "sum", "mean", "rarity"]
+MAX_PINS, MAX_BESIDE = 8, 3
 Width = Literal["short", "medium", "full"]
 Part = Literal["label", "statistics", "histogram", "tokens", "examples"]
 
@@ -84,6 +86,11 @@ Cursor = Annotated[
 Where = Annotated[Literal["label", "promotes", "fires_on", "examples"] | None, BeforeValidator(_empty_is_none)]
 Index = Annotated[Annotated[int, Field(ge=0, le=LARGEST_INDEX)] | None, BeforeValidator(_empty_is_none)]
 
+# What colours a probed text: a feature, or how unexpected the model found each token.
+Colour = Annotated[
+    Annotated[int, Field(ge=0, le=LARGEST_INDEX)] | Literal["surprise"] | None, BeforeValidator(_empty_is_none)
+]
+
 
 class CorpusQuery(BaseModel):
     """Which of an SAE's indexes; the newest when no corpus is named."""
@@ -143,13 +150,38 @@ class FeatureQuery(CorpusQuery):
         return self.parts or EMBEDDED_PARTS
 
 
+Pins = Annotated[
+    list[Annotated[int, Field(ge=0, le=LARGEST_INDEX)]], Field(max_length=MAX_PINS), BeforeValidator(_split)
+]
+
+
+Session = Annotated[
+    str | None, Field(max_length=64, description="any name: of texts that share it, only what changed is run again")
+]
+
+
 class ProbeQuery(CorpusQuery):
     """A text and what is picked out in it: all of a probe page's state."""
 
     text: str = Field(default="", max_length=LONGEST_TEXT)
-    feature: Index = Field(default=None, description="colour the text by this feature")
-    token: Index = Field(default=None, description="show this token's features")
+    feature: Colour = Field(default=None, description='colour the text by this feature, or by "surprise"')
+    token: Index = Field(default=None, description="show this token's features and what the model expects next")
     sort: ProbeSort = "strength"
+    pin: Pins = Field(default=[], description="features whose traces are compared")
+    max_density: Share = Field(default=None, description="leave out features that are active more often than this")
+    special: bool = Field(default=False, description="show features on special tokens (BOS and the like) too")
+    beside: Annotated[list[str], Field(max_length=MAX_BESIDE), BeforeValidator(_split)] = Field(
+        default=[], description="further SAEs of the same model"
+    )
+
+    @property
+    def shown_pins(self) -> tuple[int, ...]:
+        """The features that must be in the answer wherever they rank."""
+        return tuple(dict.fromkeys([*self.pin, *([self.feature] if isinstance(self.feature, int) else [])]))
+
+    def state(self) -> dict[str, Any]:
+        """All that was chosen, but the text."""
+        return self.model_dump(mode="json", exclude={"text"}, exclude_defaults=True)
 
 
 StoreDep = Annotated[Store, Depends(get_store)]

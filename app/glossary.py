@@ -204,8 +204,42 @@ TERMS: dict[str, Term] = {
     "probe": Term(name="probe", meaning="Running your own text through the model and the SAE to see what is active."),
     "rarity": Term(
         name="rarity",
-        meaning="Orders the features of a text by density on the corpus, the rarest first: rare features tell more "
-        "about a text than those that are active everywhere.",
+        meaning="Orders the features of a text by how far each rises towards the largest activation known of it, "
+        "weighed by how seldom it is active on the corpus: features that are active everywhere fall back.",
+        formula="max in the text / max known · log2(1 / density)",
+    ),
+    "surprise": Term(
+        name="surprise",
+        meaning="How unexpected a token was to the model itself, given all before it, in bits: 0 when it was certain, "
+        "one more for every halving of the probability that it gave.",
+        formula="−log2 p(token | tokens before it)",
+    ),
+    "expected": Term(
+        name="what the model expects next",
+        meaning="The tokens that the whole language model finds likeliest after the chosen one, with their "
+        "probabilities. No SAE is involved.",
+    ),
+    "trace": Term(
+        name="trace",
+        meaning="A feature's activation on every token of a text, from left to right, so that several can be compared.",
+    ),
+    "special_tokens": Term(
+        name="special tokens",
+        meaning="Tokens that mark a place and are no text, like the one at the beginning (BOS). Vectors there are "
+        "often huge and their features say little about a text, so they are left out of an index and of a probe.",
+    ),
+    "delta": Term(
+        name="effect (Cliff's delta)",
+        meaning="How far a feature tells the texts of A from those of B: how much likelier it is that a text of A has "
+        "the larger activation than that a text of B has. 1: all of A above all of B; 0: no difference; −1: the other "
+        "way round.",
+        formula="P(a > b) − P(a < b) over all pairs of texts, by their largest activation",
+    ),
+    "q": Term(
+        name="q",
+        meaning="How likely chance is behind a difference, where thousands of features are looked at at once: of the "
+        "features with q below 5%, one in twenty is expected to differ by chance alone.",
+        formula="Benjamini and Hochberg's adjustment of the Mann-Whitney test's p",
     ),
     "label": Term(name="label", meaning="What a feature is called, and whether a person or a program says so."),
     "run": Term(
@@ -346,8 +380,8 @@ TERMS: dict[str, Term] = {
         meaning="A push of the same length on every token in a direction drawn at random. What the control does too is "
         "the effect of a push, not of this feature.",
     ),
-    "surprise": Term(
-        name="surprise",
+    "written_surprise": Term(
+        name="surprise of the text",
         meaning="How unlikely the written text is to the model when nothing is pushed, per token. Far above the "
         "baseline's, the text is broken rather than changed.",
         formula="mean of −ln p(token), in nats",

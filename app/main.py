@@ -10,7 +10,22 @@ from contextlib import asynccontextmanager
 from fastapi import Depends, FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
-from app import api, compare, embeds, feature_files, learn, lists, lists_api, pages, patterns, search, unfurls
+from app import (
+    api,
+    compare,
+    embeds,
+    feature_files,
+    learn,
+    lists,
+    lists_api,
+    pages,
+    patterns,
+    probe_page,
+    probe_share,
+    search,
+    texts_page,
+    unfurls,
+)
 from app.body_limit import BodyLimit
 from app.causal import steer, why
 from app.causal.steer_report import SteerCache
@@ -55,9 +70,11 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.include_router(pages.router)
-    for module in (search, feature_files, lists, embeds, unfurls, lists_api):
+    for module in (probe_page, probe_share, texts_page, search, feature_files, lists, embeds, unfurls, lists_api):
         app.include_router(module.router)
     app.include_router(api.router)
+    app.include_router(probe_share.api)
+    app.include_router(texts_page.api)
     app.include_router(compare.router)
     app.include_router(compare.api)
     for router in (learn.router, learn.api, patterns.router):

@@ -4,20 +4,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
-from starlette.concurrency import run_in_threadpool
 
 from app import charts, provenance
 from app.changes import author_of
 from app.deps import (
-    LONGEST_TEXT,
     CorpusParams,
     FeatureIndex,
     FeaturePageParams,
     FeatureParams,
-    InferenceDep,
     PointsDep,
-    ProbeParams,
-    ProbeQuery,
     SettingsDep,
     Slug,
     StoreDep,
@@ -25,12 +20,10 @@ from app.deps import (
 from app.examples import example_groups, list_rows, unfurled
 from app.pareto import own_corpora, pareto
 from app.pareto_plot import plots
-from app.probing import chosen_index, probe_report, probe_view
+from app.probing import chosen_index
 from app.rendering import STATIC, absolute, page, query_without, url
 from app.runs import run_news, run_view, unfinished
 from app.search import PLACES
-from sae_core.errors import SaescopeError
-from sae_core.records import SAESummary
 from sae_core.runs import has_run, list_runs
 
 ORDERS = [
@@ -40,6 +33,7 @@ ORDERS = [
     ("-cosine", "largest encoder·decoder"), ("cosine", "smallest encoder·decoder"), ("index", "number"),
     ("-index", "number, last first"),
 ]  # fmt: skip
+SHARED_ON_HOME = 6  # the newest shared probes
 MAX_OFFERED_LISTS = 100  # on a feature's page, to add it to: those that changed last
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
@@ -49,7 +43,8 @@ router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 def home(request: Request, store: StoreDep, settings: SettingsDep) -> Response:
     runs = run_news(settings.home, unfinished(list_runs(settings.home)))
     saes = sorted(store.saes(), key=lambda summary: not summary.indexes)  # those that can be browsed come first
-    return page(request, "home.html", saes=saes, runs=runs, json_url="/api/saes")
+    shared = [probe for probe in store.probes(limit=SHARED_ON_HOME) if not probe.problem]
+    return page(request, "home.html", saes=saes, runs=runs, shared=shared, json_url="/api/saes")
 
 
 @router.get("/saes")
@@ -119,43 +114,6 @@ def feature_page(
         description=unfurled(detail.feature, detail.examples), permalink=absolute(request, str(request.url.path)),
         lists=store.lists()[:MAX_OFFERED_LISTS], held=store.lists_with(slug, feature_index), author=author_of(request),
     )  # fmt: skip
-
-
-@router.get("/saes/{slug}/probe")
-async def probe_page(
-    request: Request, store: StoreDep, inference: InferenceDep, points: PointsDep, settings: SettingsDep, slug: Slug,
-    query: ProbeParams,
-) -> Response:  # fmt: skip
-    summary = await run_in_threadpool(store.sae, slug)
-    values: dict[str, object] = dict.fromkeys(("report", "view", "problem"))
-    status = 200
-    if not query.text.strip():
-        inference.warm(summary.sae)
-        values["json_url"] = url(f"/api/saes/{slug}", corpus=query.corpus)
-    else:
-        try:
-            values |= await _probed(store, inference, points, summary=summary, query=query)
-        except SaescopeError as error:
-            values["problem"], status = str(error), error.http_status
-    return page(
-        request, "probe.html", status_code=status, summary=summary, slug=slug, corpus=query.corpus, query=query,
-        has_index=bool(summary.indexes), max_tokens=settings.max_prompt_tokens, here=f"/saes/{slug}/probe", **values,
-    )  # fmt: skip
-
-
-async def _probed(
-    store: StoreDep, inference: InferenceDep, points: PointsDep, *, summary: SAESummary, query: ProbeQuery
-) -> dict[str, object]:
-    report = await probe_report(
-        store, inference, points=points, summary=summary, text=query.text, pinned=query.feature, sort=query.sort,
-        corpus=query.corpus,
-    )  # fmt: skip
-    return {"report": report, "view": probe_view(report, feature=query.feature, token=query.token)}
-
-
-@router.get("/probe")
-def probe_any(sae: Annotated[str, Query()], text: Annotated[str, Query(max_length=LONGEST_TEXT)] = "") -> Response:
-    return RedirectResponse(url(f"/saes/{sae}/probe", text=text), status_code=303)
 
 
 @router.get("/runs")

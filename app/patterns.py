@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse, Response
 
 from app import charts
 from app.examples import STEPS, TokenView, example_groups, list_rows
-from app.probing import FeatureView
+from app.probe_views import FeatureView
 from app.rendering import page
 from app.walk import Walk, walk_view
 from sae_core.bands import bin_edges
@@ -119,8 +119,7 @@ def pattern_walk() -> Walk:
         slug=SLUG,
         text="".join(WORDS[:6]),
         tokens=tuple(
-            ProbeToken(token=word, token_id=i, is_special=i == 0, features=())
-            for i, word in enumerate(("<bos>", *WORDS[:6]))
+            ProbeToken(token=word, token_id=i, is_special=i == 0) for i, word in enumerate(("<bos>", *WORDS[:6]))
         ),
         position=2,
         model_acts=vector,
@@ -151,10 +150,12 @@ def patterns(request: Request) -> Response:
     cosines = Histogram(edges=tuple(i / 20 - 1 for i in range(41)), counts=tuple(range(40)))
     found = [
         FeatureView(
-            feature_index=7, label=LABELS[0].text, density=0.0017, value=2.1, share=0.6, is_chosen=True,
+            feature_index=7, label=LABELS[0].text, density=0.0017, value=2.1, share=0.6, is_chosen=True, is_pinned=True,
             spark=charts.token_sparkline([0, 1, 2, 0, 1.5], scale=2),
         ),
-        FeatureView(feature_index=8, label=None, density=None, value=1.2, share=0.3, spark="", is_chosen=False),
+        FeatureView(
+            feature_index=8, label=None, density=None, value=1.2, share=0.3, spark="", is_chosen=False, is_pinned=False
+        ),
     ]  # fmt: skip
     return page(
         request, "patterns.html", json_url=None, slug=SLUG, corpus=None, tokens_=pattern_tokens(),

@@ -2,25 +2,23 @@
 
 text ── inference.answer ──> ProbeResult ─┐
 store: labels; density and maximum ───────┴──> ProbeReport ──> the API's answer
-                                                   └──> ProbeView ──> the page
+                                                   └──> ProbeView (`probe_views`) ──> the page
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
 
-from app.charts import token_sparkline
 from app.deps import ProbeSort, clean_text
-from app.examples import TokenView, step
 from app.inference import Inference, ProbeJob
 from app.points import PointsCache
-from sae_core.errors import NotFoundError, PromptError
-from sae_core.records import FeaturePoint, IndexInfo, ProbeFeature, ProbeResult, SAESummary
+from sae_core.errors import InputError, NotFoundError, PromptError
+from sae_core.records import FeaturePoint, IndexInfo, ProbeResult, ProbeToken, Prompt, SAESummary
 from sae_core.store import Store
 
 TOP_K, TOP_FEATURES = 10, 50
-ALL_FEATURES = 512  # asked of an SAE without a fixed k, so that a pinned feature is found however weak
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +45,11 @@ class ReportToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportFeature:
-    """A feature over the whole text, with its activation on every token."""
+    """A feature over the whole text, with its activation on every token.
+
+    `mean_activation` is over the tokens on which it is active. `rarity` is its maximum here over the largest known one,
+    times log2(1 / density): None when the SAE has no index.
+    """
 
     feature_index: int
     label: str | None
@@ -55,89 +57,77 @@ class ReportFeature:
     corpus_max: float | None
     max_activation: float
     max_position: int
+    sum_activation: float
+    mean_activation: float
+    rarity: float | None
     activations: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeReport:
-    """What the features of an SAE do on one text. `n_features` counts all that are active, `features` the first."""
+    """What the features of an SAE do on one text.
+
+    `n_features` counts all that are active and pass the filters; `features` has the first of them and the pinned ones.
+    """
 
     slug: str
     text: str
     seconds: float
-    sort: str
+    sort: ProbeSort
     n_features: int
     tokens: tuple[ReportToken, ...]
     features: tuple[ReportFeature, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureView:
-    """A feature in one of the page's two lists: `share` is `value` over the largest known activation."""
+class Asked:
+    """What is wanted of a text's features. Filters come before ranking; `pins` are in the answer wherever they rank."""
 
-    feature_index: int
-    label: str | None
-    density: float | None
-    value: float
-    share: float
-    spark: str
-    is_chosen: bool
+    text: str
+    top_k: int = TOP_K
+    top_features: int = TOP_FEATURES
+    pins: tuple[int, ...] = ()
+    sort: ProbeSort = "strength"
+    corpus: str | None = None
+    max_density: float | None = None
+    special: bool = False  # whether special tokens have features too
+    session: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeView:
-    """A report as the page prints it: coloured tokens, the list for the text, and that for the chosen token."""
+class _Trace:
+    """A feature's activations along a text, at the positions where it is active."""
 
-    tokens: tuple[TokenView, ...]
-    scale: float
-    features: tuple[FeatureView, ...]
-    coloured_by: ReportFeature | None
-    token: TokenView | None
-    token_n_active: int
-    token_features: tuple[FeatureView, ...]
+    feature_index: int
+    activations: Mapping[int, float]
+
+    @property
+    def max_activation(self) -> float:
+        return max(self.activations.values(), default=0.0)
 
 
 async def probe_report(
-    store: Store,
-    inference: Inference,
-    *,
-    points: PointsCache,
-    summary: SAESummary,
-    text: str,
-    top_k: int = TOP_K,
-    top_features: int = TOP_FEATURES,
-    pinned: int | None = None,
-    sort: ProbeSort = "strength",
-    corpus: str | None = None,
+    store: Store, inference: Inference, *, points: PointsCache, summary: SAESummary, asked: Asked
 ) -> ProbeReport:
-    """Probe `text`. The pinned feature is in the answer wherever it ranks, with zeros if it is not active."""
-    sae, index = summary.sae, chosen_index(summary, corpus=corpus)
+    """Probe a text. Raises PromptError, NotFoundError for an unknown pin or corpus, and what the worker raises."""
+    sae, index = summary.sae, chosen_index(summary, corpus=asked.corpus)
+    text = checked_text(asked.text)
+    for pin in asked.pins:
+        if pin >= sae.d_sae:
+            raise NotFoundError(f'The SAE "{sae.slug}" has no feature {pin}; its features are 0 to {sae.d_sae - 1}.')
+    if asked.max_density is not None and index is None:
+        raise InputError(f'The SAE "{sae.slug}" has no index, so densities are not known: leave max_density out.')
+    prompt = Prompt(text=text, special=asked.special, session=asked.session)
+    result = await inference.answer(ProbeJob(sae=sae, prompt=prompt))
+    return await run_in_threadpool(lambda: _report(result, store, points, index=index, asked=asked))
+
+
+def checked_text(text: str) -> str:
+    """A text that can be probed."""
     text = clean_text(text)
     if not text.strip():
         raise PromptError("The text is empty: type something to see which features it activates.")
-    if pinned is not None and pinned >= sae.d_sae:
-        raise NotFoundError(f'The SAE "{sae.slug}" has no feature {pinned}; its features are 0 to {sae.d_sae - 1}.')
-    result = await inference.answer(ProbeJob(sae=sae, text=text, top_k=max(top_k, sae.k or ALL_FEATURES)))
-    features = _with_pinned(result, pinned)
-
-    def report() -> ProbeReport:
-        known = points.points(store, index) if index is not None else {}
-        ranked = sorted(features, key=lambda feature: _rank(feature, known.get(feature.feature_index), sort=sort))
-        shown = [f for i, f in enumerate(ranked) if i < top_features or f.feature_index == pinned]
-        named = {a.feature_index for t in result.tokens for a in t.features[:top_k]}
-        labels = store.labels(sae.slug, named | {f.feature_index for f in shown})
-        texts = {feature_index: label.text for feature_index, label in labels.items()}
-        return ProbeReport(
-            slug=sae.slug,
-            text=result.text,
-            seconds=result.seconds,
-            sort=sort,
-            n_features=sum(f.max_activation > 0 for f in features),
-            tokens=tuple(_report_tokens(result, top_k=top_k, labels=texts, known=known)),
-            features=tuple(_report_feature(f, n_tokens=len(result.tokens), labels=texts, known=known) for f in shown),
-        )
-
-    return await run_in_threadpool(report)
+    return text
 
 
 def chosen_index(summary: SAESummary, *, corpus: str | None) -> IndexInfo | None:
@@ -150,111 +140,115 @@ def chosen_index(summary: SAESummary, *, corpus: str | None) -> IndexInfo | None
     raise NotFoundError(f'The SAE "{summary.sae.slug}" is not indexed on a corpus "{corpus}".')
 
 
-def probe_view(report: ProbeReport, *, feature: int | None, token: int | None) -> ProbeView:
-    """The page's picture of a report, coloured by `feature` or else by each token's strongest one."""
-    chosen = next((row for row in report.features if row.feature_index == feature), None)
-    if chosen is not None:
-        values: Sequence[float] = chosen.activations
-        scale = max(chosen.corpus_max or 0.0, chosen.max_activation)
+def _report(
+    result: ProbeResult, store: Store, points: PointsCache, *, index: IndexInfo | None, asked: Asked
+) -> ProbeReport:
+    known = points.points(store, index) if index is not None else {}
+    if asked.max_density is not None:
+        wanted = {i for i, point in known.items() if point.density <= asked.max_density}.union(asked.pins)
     else:
-        values = [t.features[0].activation if t.features else 0.0 for t in report.tokens]
-        scale = max(values, default=0.0)
-    peak = max(range(len(values)), key=values.__getitem__) if any(values) else -1
-    views = tuple(
-        TokenView(
-            text=t.token,
-            step=step(value, scale=scale),
-            is_peak=position == peak,
-            token_id=t.token_id,
-            activation=value,
-            position=position,
-            is_special=t.is_special,
-            is_chosen=position == token,
-        )
-        for position, (t, value) in enumerate(zip(report.tokens, values, strict=True))
+        wanted = None
+    tokens = [_filtered(token, wanted) for token in result.tokens]
+    traces = _traces(tokens, asked.pins)
+    traces.sort(key=lambda trace: _rank(trace, known.get(trace.feature_index), sort=asked.sort))
+    shown = [t for i, t in enumerate(traces) if i < asked.top_features or t.feature_index in asked.pins]
+    named = {i for token in tokens for i in token.feature_indexes[: asked.top_k]}.union(t.feature_index for t in shown)
+    texts = {i: label.text for i, label in store.labels(result.slug, named).items()}
+    return ProbeReport(
+        slug=result.slug,
+        text=result.text,
+        seconds=result.seconds,
+        sort=asked.sort,
+        n_features=sum(bool(trace.activations) for trace in traces),
+        tokens=tuple(_report_token(token, top_k=asked.top_k, labels=texts, known=known) for token in tokens),
+        features=tuple(_report_feature(t, n_tokens=len(tokens), labels=texts, known=known) for t in shown),
     )
-    at = report.tokens[token] if token is not None and token < len(views) else None
-    return ProbeView(
-        tokens=views,
-        scale=scale,
+
+
+def _filtered(token: ProbeToken, wanted: Collection[int] | None) -> ProbeToken:
+    if wanted is None:
+        return token
+    kept = [(i, a) for i, a in zip(token.feature_indexes, token.activations, strict=True) if i in wanted]
+    return ProbeToken(
+        token=token.token,
+        token_id=token.token_id,
+        is_special=token.is_special,
+        feature_indexes=tuple(i for i, _ in kept),
+        activations=tuple(a for _, a in kept),
+    )
+
+
+def _traces(tokens: Sequence[ProbeToken], pins: Collection[int]) -> list[_Trace]:
+    """One for each feature that is active on any token, and for each pinned one."""
+    active: dict[int, dict[int, float]] = {}
+    for position, token in enumerate(tokens):
+        for feature_index, activation in zip(token.feature_indexes, token.activations, strict=True):
+            active.setdefault(feature_index, {})[position] = activation
+    for pin in pins:
+        active.setdefault(pin, {})
+    return [_Trace(feature_index=i, activations=found) for i, found in active.items()]
+
+
+def _rank(trace: _Trace, known: FeaturePoint | None, *, sort: ProbeSort) -> tuple[float, float, int]:
+    """What to sort by, smallest first."""
+    values = trace.activations.values()
+    strength = trace.max_activation
+    match sort:
+        case "strength":
+            value = strength
+        case "sum":
+            value = sum(values)
+        case "mean":
+            value = sum(values) / len(values) if values else 0.0
+        case "rarity":
+            value = _rarity(strength, known) if known else 0.0
+    return -value, -strength, trace.feature_index
+
+
+def _rarity(strength: float, known: FeaturePoint) -> float:
+    """How far a feature rises here, weighed by how seldom it does anything: in bits at its largest known activation."""
+    if strength <= 0:
+        return 0.0
+    bits = math.log2(1 / known.density) if known.density > 0 else math.log2(2**31)  # never seen: rarer than any corpus
+    return strength / max(known.max_activation, strength) * bits
+
+
+def _report_token(
+    token: ProbeToken, *, top_k: int, labels: Mapping[int, str], known: Mapping[int, FeaturePoint]
+) -> ReportToken:
+    return ReportToken(
+        token=token.token,
+        token_id=token.token_id,
+        is_special=token.is_special,
+        n_active=len(token.feature_indexes),
         features=tuple(
-            _view(row, value=row.max_activation, chosen=chosen, activations=row.activations) for row in report.features
+            TokenFeature(
+                feature_index=feature_index,
+                activation=activation,
+                label=labels.get(feature_index),
+                density=point.density if (point := known.get(feature_index)) else None,
+                corpus_max=point.max_activation if point else None,
+            )
+            for feature_index, activation in zip(token.feature_indexes[:top_k], token.activations, strict=False)
         ),
-        coloured_by=chosen,
-        token=views[token] if at is not None and token is not None else None,
-        token_n_active=at.n_active if at else 0,
-        token_features=tuple(_view(row, value=row.activation, chosen=chosen) for row in (at.features if at else ())),
     )
-
-
-def _with_pinned(result: ProbeResult, pinned: int | None) -> list[ProbeFeature]:
-    features = list(result.features)
-    if pinned is not None and all(feature.feature_index != pinned for feature in features):
-        features.append(
-            ProbeFeature(feature_index=pinned, max_activation=0.0, max_position=0, positions=(), activations=())
-        )
-    return features
-
-
-def _rank(feature: ProbeFeature, known: FeaturePoint | None, *, sort: ProbeSort) -> tuple[float, float]:
-    """What to sort by, smallest first. "share" is the activation over the feature's maximum on the corpus."""
-    if sort == "rarity":
-        return (known.density if known else 1.0), -feature.max_activation
-    if sort == "share":
-        largest = max(known.max_activation if known else 0.0, feature.max_activation)
-        return -feature.max_activation / (largest or 1.0), -feature.max_activation
-    return -feature.max_activation, feature.feature_index
-
-
-def _report_tokens(
-    result: ProbeResult, *, top_k: int, labels: Mapping[int, str], known: Mapping[int, FeaturePoint]
-) -> list[ReportToken]:
-    return [
-        ReportToken(
-            token=t.token,
-            token_id=t.token_id,
-            is_special=t.is_special,
-            n_active=len(t.features),
-            features=tuple(
-                TokenFeature(
-                    feature_index=active.feature_index,
-                    activation=active.activation,
-                    label=labels.get(active.feature_index),
-                    density=point.density if (point := known.get(active.feature_index)) else None,
-                    corpus_max=point.max_activation if point else None,
-                )
-                for active in t.features[:top_k]
-            ),
-        )
-        for t in result.tokens
-    ]
 
 
 def _report_feature(
-    feature: ProbeFeature, *, n_tokens: int, labels: Mapping[int, str], known: Mapping[int, FeaturePoint]
+    trace: _Trace, *, n_tokens: int, labels: Mapping[int, str], known: Mapping[int, FeaturePoint]
 ) -> ReportFeature:
-    point = known.get(feature.feature_index)
+    point = known.get(trace.feature_index)
+    values, strength = trace.activations, trace.max_activation
+    total = sum(values.values())
     return ReportFeature(
-        feature_index=feature.feature_index,
-        label=labels.get(feature.feature_index),
+        feature_index=trace.feature_index,
+        label=labels.get(trace.feature_index),
         density=point.density if point else None,
         corpus_max=point.max_activation if point else None,
-        max_activation=feature.max_activation,
-        max_position=feature.max_position,
-        activations=feature.on_every_token(n_tokens),
-    )
-
-
-def _view(
-    row: TokenFeature | ReportFeature, *, value: float, chosen: ReportFeature | None, activations: Sequence[float] = ()
-) -> FeatureView:
-    scale = max(row.corpus_max or 0.0, value)
-    return FeatureView(
-        feature_index=row.feature_index,
-        label=row.label,
-        density=row.density,
-        value=value,
-        share=value / scale if scale > 0 else 0.0,
-        spark=token_sparkline(activations, scale=scale),
-        is_chosen=chosen is not None and chosen.feature_index == row.feature_index,
+        max_activation=strength,
+        max_position=next((position for position, value in values.items() if value == strength), 0),
+        sum_activation=total,
+        mean_activation=total / len(values) if values else 0.0,
+        rarity=_rarity(strength, point) if point else None,
+        activations=tuple(values.get(position, 0.0) for position in range(n_tokens)),
     )

@@ -53,9 +53,13 @@ def page(request: Request, template: str, *, status_code: int = 200, **values: o
     """One page of HTML. `json_url` defaults to the address of the page's JSON twin."""
     query = f"?{request.url.query}" if request.url.query else ""
     values.setdefault("json_url", f"/api{quote(request.url.path)}{query}")
+    return HTMLResponse(rendered(request, template, **values), status_code=status_code)
+
+
+def rendered(request: Request, template: str, **values: object) -> str:
+    """The template's text."""
     environment: Environment = request.app.state.templates
-    text = environment.get_template(template).render(request=request, **values)
-    return HTMLResponse(text, status_code=status_code)
+    return environment.get_template(template).render(request=request, **values)
 
 
 def make_environment(*, version: str, read_only: bool = True, glossary: str = "/glossary") -> Environment:

@@ -32,7 +32,7 @@ class Settings:
     max_prompt_tokens: int = 1024
     """Longest text that a probe takes, in tokens of the model."""
 
-    probe_queue: int = 16
+    probe_queue: int = 64
     """Probes that may wait or run at the same time; one more is answered with 503."""
 
     probe_timeout: float = 120.0
@@ -47,7 +47,7 @@ class Settings:
     device: str | None = None
     """Where the model runs (`cpu`, `cuda`, `mps`); default the best that is there."""
 
-    max_body_bytes: int = 256 * 1024
+    max_body_bytes: int = 2 * 1024 * 1024
     """Largest request body that is read, in bytes."""
 
     read_only: bool = False

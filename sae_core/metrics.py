@@ -263,7 +263,7 @@ def cross_entropy_sum(log_probs: "Tensor", token_ids: "Tensor") -> float:
 
 def kl_divergence(own: "Tensor", other: "Tensor") -> "Tensor":
     """KL(own ‖ other) = Σ_v p(v) (log p(v) − log q(v)) in nats, (N,), for log-probabilities (N, vocab)."""
-    return (own.exp() * (own - other)).sum(dim=1)
+    return (own - other).mul_(own.exp()).sum(dim=1)
 
 
 def ce_recovered(*, loss: float, loss_with_sae: float, loss_with_zeros: float) -> float | None:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from sae_core.config import DTYPES
 from sae_core.demo_lm import DEMO_LM_FOLDER
 from sae_core.errors import ConfigError, ModelError
+from sae_core.prefixes import KeyValues
 from sae_core.records import ModelInfo
 
 DEMO_MODEL = "demo"
@@ -45,7 +46,9 @@ _ATTENTION_PATHS = (
 )
 # Blocks whose MLP or attention returns its sum with the residual stream, so that what it adds stands nowhere.
 _ADDING_INSIDE = frozenset({"BloomBlock", "MptBlock"})
-_PART_LOGITS = 1 << 24  # 64 MB in float32: of log-probabilities made at a time
+# Log-probabilities are made for so many rows at a time: 16 MB of them, which stay in the cache, but no fewer rows than
+# that the one token which the model is run on for each part does not count.
+_PART_LOGITS, _PART_ROWS = 1 << 22, 256
 _CAUSAL_KINDS = ("ForCausalLM", "LMHead", "ForConditionalGeneration")
 _FINAL_NORMS = (
     "model.norm",
@@ -92,6 +95,41 @@ class LanguageModel:
         """`model_acts` (B, T, d_in) at the hook, float32, for ids and mask (B, T). Runs nothing behind the hook."""
         with self.reading((hook_name,)) as read:
             return read(token_ids, attention_mask)[0].float()
+
+    def can_continue(self, hook_name: str, n_tokens: int) -> bool:
+        """Whether `continued` may be used for a text of so many tokens: each sees all before it, from layer 0 on."""
+        config = self.module.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        window = getattr(config, "sliding_window", None) or n_tokens
+        return (
+            self.is_causal
+            and kinds <= {"full_attention", "sliding_attention"}
+            and n_tokens <= window
+            and not hook_name.startswith("blocks.0.hook_resid_pre")  # read before any layer has keys
+        )
+
+    @torch.inference_mode()
+    def continued(self, past: KeyValues, token_ids: Tensor, hook_name: str) -> tuple[Tensor, KeyValues]:
+        """`model_acts` (n, d_in) float32 of tokens (n,) that follow those of `past`, and the keys and values of all.
+
+        Only what `can_continue` allows. `past` itself stays as it is.
+        """
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(past.layers):
+            cache.update(keys, values, layer)
+
+        def capture(acts: Tensor) -> None:
+            raise _Captured(acts)
+
+        with self._hooked(hook_name, capture):
+            try:
+                self.module(input_ids=token_ids.unsqueeze(0), past_key_values=cache, use_cache=True)
+            except _Captured as captured:
+                layers = tuple((layer.keys, layer.values) for layer in cache.layers)
+                return captured.model_acts[0].float(), KeyValues(layers)
+        raise ModelError(f"The forward pass never reached {hook_name}; this architecture is not supported there.")
 
     @contextmanager
     def reading(self, hook_names: Sequence[str]) -> Iterator[Callable[[Tensor, Tensor], list[Tensor]]]:
@@ -148,7 +186,7 @@ class LanguageModel:
         for replace in replacements:
             with self._hooked(hook_name, replace):
                 states.append(self._head_input(head, token_ids, attention_mask)[where])
-        size = max(1, _PART_LOGITS // len(head.weight))
+        size = max(_PART_ROWS, _PART_LOGITS // len(head.weight))
         for rows in zip(*(torch.split(kept, size) for kept in states), strict=True):
             yield tuple(self._head_output(head, row).float().log_softmax(dim=1) for row in rows)
 

@@ -1,9 +1,12 @@
 """Run a reader's own text: which features are active on which token, and how strongly.
 
 The text is framed and encoded exactly as a context of the index is, so that a probe of an example's own text gives the
-example's own activations. `Prober.decompose` looks into one token: what each feature adds to the reconstruction.
+example's own activations. Texts of a session continue from what they share with the one before (`prefixes`); other
+texts that come together are run as one batch. `Prober.decompose` looks into one token: what each feature adds to the
+reconstruction. `Prober.predict` gives the model's own predictions.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,14 +15,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sae_core.errors import PromptError, PromptTooLongError
+from sae_core.errors import ModelError, PromptError, PromptTooLongError, SaescopeError
 from sae_core.model import LanguageModel, load_model
-from sae_core.records import ActiveFeature, Decomposition, ProbeFeature, ProbeResult, ProbeToken, SAEInfo, TokenPart
+from sae_core.prefixes import ActiveRow, KeyValues, Prefix, Prefixes
+from sae_core.records import (
+    Decomposition,
+    Predictions,
+    ProbeResult,
+    ProbeToken,
+    Prompt,
+    SAEInfo,
+    TokenPart,
+    TokenPrediction,
+)
 from sae_core.sae import load_sae
 from sae_core.tokens import framing, vocabulary
 from sae_core.tokens_text import display_strings
 
 _TINY = 1e-30  # keeps the shares of a zero vector at 0
+_BATCH_TOKENS = 4096  # of one forward pass, padding included
+_LIKELIEST = 10  # next tokens given for each token
 
 
 class Prober:
@@ -33,32 +48,97 @@ class Prober:
         prepend_bos = sae.config.get("prepend_bos")
         self.frame = framing(self.model.tokenizer, prepend_bos=prepend_bos if isinstance(prepend_bos, bool) else None)
         self.vocabulary = vocabulary(self.model.tokenizer)
+        self._prefixes = Prefixes()
+        self._predicted: tuple[list[int], Predictions] | None = None  # what `predict` was asked last
 
-    def probe(self, text: str, *, top_k: int = 10, max_tokens: int = 1024) -> ProbeResult:
-        """Active features of each token (the `top_k` strongest) and of the whole text (all, by maximum).
+    def probe(self, text: str, *, max_tokens: int = 1024) -> ProbeResult:
+        """All active features of each token that is not special.
 
         Raises PromptError for an empty text and PromptTooLongError above `max_tokens`.
         """
-        started = time.monotonic()
-        ids = self.token_ids(text, max_tokens=max_tokens)
-        encoded = self._encode(ids)
-        tokens = []
-        active: dict[int, dict[int, float]] = {}  # feature -> token position -> activation
-        first = len(self.frame.prefix)
-        for position, token in enumerate(self.bare_tokens(ids)):
-            strongest = [] if token.is_special else encoded[position - first]
-            for feature in strongest:
-                active.setdefault(feature.feature_index, {})[position] = feature.activation
-            tokens.append(replace(token, features=tuple(strongest[:top_k])))
-        features = [_over_text(index, activations) for index, activations in active.items()]
-        features.sort(key=lambda feature: (-feature.max_activation, feature.feature_index))
+        return self.probed(Prompt(text=text), max_tokens=max_tokens)
+
+    def probed(self, prompt: Prompt, *, max_tokens: int = 1024) -> ProbeResult:
+        """The same as asked by `prompt`."""
+        result = self.probe_all([prompt], max_tokens=max_tokens)[0]
+        if isinstance(result, SaescopeError):
+            raise result
+        return result
+
+    def probe_all(self, prompts: Sequence[Prompt], *, max_tokens: int = 1024) -> list[ProbeResult | SaescopeError]:
+        """Each prompt's result or error; those that continue no earlier text are run together."""
+        results: dict[int, ProbeResult | SaescopeError] = {}
+        fresh: list[tuple[int, list[int]]] = []
+        for at, prompt in enumerate(prompts):
+            started = time.monotonic()
+            try:
+                ids = self.token_ids(prompt.text, max_tokens=max_tokens)
+                if prompt.session is None or not self._can_continue(ids):
+                    fresh.append((at, ids))
+                    continue
+                rows, n_computed = self._continued(prompt.session, ids)
+                results[at] = self._result(prompt, ids, rows, n_computed=n_computed, started=started)
+            except SaescopeError as error:
+                results[at] = error
+        for batch in _batches(fresh, most=_BATCH_TOKENS):
+            started = time.monotonic()
+            for (at, ids), found in zip(batch, self._encoded([ids for _, ids in batch]), strict=True):
+                if found is None:
+                    results[at] = ModelError(_NOT_FINITE)
+                else:
+                    results[at] = self._result(prompts[at], ids, found, n_computed=len(found), started=started)
+        return [results[at] for at in range(len(prompts))]
+
+    def _result(
+        self, prompt: Prompt, ids: list[int], rows: Sequence[ActiveRow], *, n_computed: int, started: float
+    ) -> ProbeResult:
+        tokens = [
+            token
+            if token.is_special and not prompt.special
+            else replace(token, feature_indexes=features, activations=activations)
+            for token, (features, activations) in zip(self.bare_tokens(ids), rows, strict=True)
+        ]
         return ProbeResult(
             slug=self.info.slug,
-            text=text,
+            text=prompt.text,
             tokens=tuple(tokens),
-            features=tuple(features),
+            n_computed=n_computed,
             seconds=time.monotonic() - started,
         )
+
+    def predict(self, text: str, *, max_tokens: int = 1024) -> Predictions:
+        """What the model expects after each token of a text, and how unexpected each token was.
+
+        Raises PromptError for a model that predicts nothing, and what `probe` raises.
+        """
+        started = time.monotonic()
+        if not self.model.is_causal:
+            raise PromptError(f"The model {self.model.info.model_name} reads both ways and predicts no next tokens.")
+        ids = [*self.frame.prefix, *self.token_ids(text, max_tokens=max_tokens)]
+        if self._predicted is not None and self._predicted[0] == ids:  # another token of the same text
+            return replace(self._predicted[1], text=text)
+        found: list[TokenPrediction] = []
+        surprise: float | None = None
+        token_ids = torch.tensor([ids], device=self.model.device)
+        everywhere = torch.ones_like(token_ids, dtype=torch.bool)
+        parts = self.model.predictions(
+            token_ids, everywhere, where=everywhere, hook_name=self.info.hook_name, replacements=[None]
+        )
+        for (log_probs,) in parts:
+            likeliest = log_probs.topk(min(_LIKELIEST, log_probs.shape[1]), dim=1)
+            for row, (values, indices) in enumerate(zip(*(t.tolist() for t in likeliest), strict=True)):
+                found.append(
+                    TokenPrediction(
+                        surprise=surprise,
+                        next_tokens=tuple(display_strings([self.vocabulary.tokens[i]])[0] for i in indices),
+                        probabilities=tuple(math.exp(value) for value in values),
+                    )
+                )
+                if len(found) < len(ids):
+                    surprise = -float(log_probs[row, ids[len(found)]]) / math.log(2)
+        predictions = Predictions(text=text, tokens=tuple(found), seconds=time.monotonic() - started)
+        self._predicted = ids, predictions
+        return predictions
 
     @torch.inference_mode()
     def decompose(self, text: str, *, token: int | None = None, max_tokens: int = 1024) -> Decomposition:
@@ -141,37 +221,77 @@ class Prober:
                 token=texts[position],
                 token_id=token_id,
                 is_special=position < len(prefix) or token_id in self.frame.special_ids,
-                features=(),
             )
             for position, token_id in enumerate((*prefix, *ids))
         )
 
+    def _can_continue(self, ids: Sequence[int]) -> bool:
+        return self.model.can_continue(self.info.hook_name, len(self.frame.prefix) + len(ids))
+
     @torch.inference_mode()
-    def _encode(self, ids: list[int]) -> list[list[ActiveFeature]]:
-        """The active features of each token, strongest first."""
-        framed = torch.tensor([[*self.frame.prefix, *ids, *self.frame.suffix]], device=self.model.device)
-        model_acts = self.model.activations(framed, torch.ones_like(framed, dtype=torch.bool), self.info.hook_name)
-        first = len(self.frame.prefix)
-        code = self.sae.encode(model_acts[0, first : first + len(ids)])
-        found: list[list[ActiveFeature]] = [[] for _ in ids]
-        for row, feature_index, activation in zip(*(column.tolist() for column in code.active()), strict=True):
-            found[row].append(ActiveFeature(feature_index=feature_index, activation=activation))
-        for features in found:
-            features.sort(key=lambda feature: (feature.activation, feature.feature_index), reverse=True)
+    def _continued(self, session: str, ids: Sequence[int]) -> tuple[list[ActiveRow], int]:
+        """The active features of each token, prefix included, and how many tokens were run for it."""
+        framed = (*self.frame.prefix, *ids)
+        known = self._prefixes.take(session) or Prefix(token_ids=(), key_values=KeyValues(()), rows=())
+        n = known.shared_with(framed)
+        rows, key_values = list(known.rows[:n]), known.key_values.first(n)
+        if n < len(framed):
+            new = torch.tensor(framed[n:], device=self.model.device)
+            model_acts, key_values = self.model.continued(key_values, new, self.info.hook_name)
+            if not bool(model_acts.isfinite().all()):
+                raise ModelError(_NOT_FINITE)
+            rows += self._rows(model_acts)
+        self._prefixes.keep(session, Prefix(token_ids=framed, key_values=key_values, rows=tuple(rows)))
+        return rows, len(framed) - n
+
+    @torch.inference_mode()
+    def _encoded(self, texts: Sequence[list[int]]) -> list[list[ActiveRow] | None]:
+        """The active features of each token of each text, prefix included; None where the model gave no numbers."""
+        framed = [[*self.frame.prefix, *ids, *self.frame.suffix] for ids in texts]
+        lengths = [len(self.frame.prefix) + len(ids) for ids in texts]
+        longest = max(len(ids) for ids in framed)
+        token_ids = torch.full((len(framed), longest), self.model.pad_id)
+        mask = torch.zeros_like(token_ids, dtype=torch.bool)
+        for row, ids in enumerate(framed):
+            token_ids[row, : len(ids)] = torch.tensor(ids)
+            mask[row, : len(ids)] = True
+        acts = self.model.activations(
+            token_ids.to(self.model.device), mask.to(self.model.device), self.info.hook_name
+        )  # (B, T, d_in)
+        rows = self._rows(torch.cat([acts[row, :n] for row, n in enumerate(lengths)]))
+        found: list[list[ActiveRow] | None] = []
+        for row, n in enumerate(lengths):
+            own, rows = rows[:n], rows[n:]
+            found.append(own if bool(acts[row, :n].isfinite().all()) else None)
         return found
+
+    def _rows(self, model_acts: Tensor) -> list[ActiveRow]:
+        """The active features of model_acts (N, d_in), the strongest first."""
+        rows, features, values = self.sae.encode(model_acts).active()
+        strongest = torch.argsort(values, descending=True, stable=True)
+        order = strongest[torch.argsort(rows[strongest], stable=True)]
+        ends: list[int] = torch.bincount(rows, minlength=len(model_acts)).cumsum(0).tolist()
+        sorted_features, sorted_values = features[order].tolist(), values[order].tolist()
+        starts = [0, *ends[:-1]]
+        return [(tuple(sorted_features[a:b]), tuple(sorted_values[a:b])) for a, b in zip(starts, ends, strict=True)]
+
+
+_NOT_FINITE = (
+    "The model's numbers on this text are not finite, so no feature can be read: its dtype may be too narrow for it; "
+    "train and probe with --dtype float32."
+)
+
+
+def _batches(fresh: Sequence[tuple[int, list[int]]], *, most: int) -> list[list[tuple[int, list[int]]]]:
+    """The texts in batches of `most` tokens with padding, those of like length together."""
+    batches: list[list[tuple[int, list[int]]]] = []
+    for item in sorted(fresh, key=lambda item: len(item[1])):
+        if not batches or (len(batches[-1]) + 1) * len(item[1]) > most:
+            batches.append([])
+        batches[-1].append(item)
+    return batches
 
 
 def _chosen(tokens: Sequence[ProbeToken]) -> int:
     """The last token that is not special, as its vector has read the whole text; 0 where all are."""
     return next((i for i in reversed(range(len(tokens))) if not tokens[i].is_special), 0)
-
-
-def _over_text(feature_index: int, activations: dict[int, float]) -> ProbeFeature:
-    strongest = max(activations, key=lambda position: (activations[position], -position))
-    return ProbeFeature(
-        feature_index=feature_index,
-        max_activation=activations[strongest],
-        max_position=strongest,
-        positions=tuple(activations),
-        activations=tuple(activations.values()),
-    )

@@ -6,6 +6,7 @@ Standard library only. Tensors never appear here: packed numbers are `bytes`, li
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from sae_core.bands import N_BANDS, band_edges
 from sae_core.tokens_text import whole_text
@@ -378,47 +379,62 @@ class FeaturePoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ActiveFeature:
-    """A feature's activation on one token of a probe."""
+class Prompt:
+    """A text to be probed. Texts of one session are versions of each other, and only what changed is run again."""
 
-    feature_index: int
-    activation: float
+    text: str
+    special: bool = False  # whether special tokens (BOS and the like) have features too
+    session: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeToken:
-    """One token of a probe and its strongest features, strongest first. Special tokens have none."""
+    """One token of a probe and all features that are active on it, the strongest first."""
 
     token: str
     token_id: int
     is_special: bool
-    features: tuple[ActiveFeature, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeFeature:
-    """A feature over a whole probe: the tokens on which it is active, ascending, and how strongly."""
-
-    feature_index: int
-    max_activation: float
-    max_position: int
-    positions: tuple[int, ...]
-    activations: tuple[float, ...]  # at `positions`
-
-    def on_every_token(self, n_tokens: int) -> tuple[float, ...]:
-        """Its activation on each of the probe's tokens, 0 where it is inactive."""
-        known = dict(zip(self.positions, self.activations, strict=True))
-        return tuple(known.get(position, 0.0) for position in range(n_tokens))
+    feature_indexes: tuple[int, ...] = ()
+    activations: tuple[float, ...] = ()  # of these features
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeResult:
-    """What an SAE's features do on a reader's own text. `features` are ranked by their maximum."""
+    """What an SAE's features do on a reader's own text. Special tokens have features only where that was asked for."""
 
     slug: str
     text: str
     tokens: tuple[ProbeToken, ...]
-    features: tuple[ProbeFeature, ...]
+    n_computed: int  # tokens that were run; the others were kept from the text before
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextActivations:
+    """One of many texts: each feature that is active in it, how strongly at most, and on which token."""
+
+    tokens: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    feature_indexes: tuple[int, ...]
+    maxima: tuple[float, ...]
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenPrediction:
+    """What a model expects after one token: the likeliest next tokens, and how unexpected the token itself was."""
+
+    surprise: float | None  # −log2 of the probability it had, in bits; None for a text's first token
+    next_tokens: tuple[str, ...]  # the likeliest first
+    probabilities: tuple[float, ...]  # of these
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions:
+    """A language model's own predictions along a text, token by token as a probe has them."""
+
+    text: str
+    tokens: tuple[TokenPrediction, ...]
     seconds: float
 
 
@@ -457,6 +473,19 @@ class Decomposition:
     def vector(self) -> tuple[float, ...]:
         """What is reconstructed."""
         return self.target_acts or self.model_acts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedProbe:
+    """A text that somebody shared with what they picked out in it. `problem` says why its SAE is not there."""
+
+    probe_id: str
+    slug: str
+    text: str
+    state: dict[str, Any]  # as the probe page's parameters
+    author: str
+    created_at: datetime
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

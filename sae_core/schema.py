@@ -1,9 +1,9 @@
-"""The tables: models, corpora, contexts, saes, indexes, features, examples, labels, lists, steerings. Read and written
-by `store` alone.
+"""The tables: models, corpora, contexts, saes, indexes, features, examples, labels, lists, probes, steerings. Read and
+written by `store` alone.
 
     models ──< saes ──< indexes >── corpora ──< contexts
                 │          └──< features, feature_texts, examples
-                └──< labels                                          lists ──< list_items
+                └──< labels                                          lists ──< list_items      probes
 
 Numbers by the hundred are packed, little-endian (`store_rows`), so an example costs tens of bytes. A change here needs
 a new file in `migrations/versions` and its number in `REVISION`; a test compares the two.
@@ -278,6 +278,20 @@ list_items = Table(
 )
 Index("list_items_by_position", list_items.c.list_id, list_items.c.position)
 Index("list_items_by_feature", list_items.c.slug, list_items.c.feature_index)
+
+# Texts that people share with what they picked out in them. As lists, they outlive their SAEs.
+probes = Table(
+    "probes",
+    metadata,
+    Column("probe_id", Text, primary_key=True),  # as in its address: random, so that it cannot be guessed
+    Column("slug", Text, nullable=False),
+    Column("sae_created_at", UtcDateTime, nullable=False),  # tells the SAE from a later one of the same slug
+    Column("text", Text, nullable=False),
+    Column("state", JSON, nullable=False),  # what was picked out, as the page's parameters
+    Column("author", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+Index("probes_by_created_at", probes.c.created_at)
 
 # What people let a model write while features were pushed: what was asked, and what came of it. Never changed.
 steerings = Table(

@@ -77,8 +77,9 @@ def _top_k(products: Any, biases: Any, k: int, indices: Any, values: Any) -> Non
     if n_groups < 2 * k:  # too few groups to bound anything: every value is a candidate
         n_blocks = n_groups = 0
     maxima = np.empty(n_groups, products.dtype)
-    candidates = np.empty(width, np.int64)
-    candidate_values = np.empty(width, products.dtype)
+    groups = np.empty(n_groups + 1, np.int32)  # one more each: what does not count is written behind what does
+    candidates = np.empty(width + 1, np.int32)
+    candidate_values = np.empty(width + 1, products.dtype)
     for n in range(n_rows):
         row = products[n]
         for block in range(n_blocks):
@@ -92,22 +93,21 @@ def _top_k(products: Any, biases: Any, k: int, indices: Any, values: Any) -> Non
         n_candidates = 0
         if n_groups:
             bound = _reached_by(maxima, n_groups, k, k // 4)
-            for group in range(n_groups):
-                if maxima[group] >= bound:
-                    start = (group // _LANES) * _LANES * _GROUP + group % _LANES
-                    for step in range(_GROUP):
-                        at = start + step * _LANES
-                        value = row[at] + biases[at]
-                        if value >= bound:
-                            candidates[n_candidates] = at
-                            candidate_values[n_candidates] = value
-                            n_candidates += 1
+            n_reaching = 0
+            for group in range(n_groups):  # counted without a branch, which the processor could not foresee
+                groups[n_reaching] = group
+                n_reaching += maxima[group] >= bound
+            for group in groups[:n_reaching]:
+                start = (group // _LANES) * _LANES * _GROUP + group % _LANES
+                for step in range(_GROUP):
+                    at = start + step * _LANES
+                    candidates[n_candidates] = at
+                    candidate_values[n_candidates] = row[at] + biases[at]
+                    n_candidates += candidate_values[n_candidates] >= bound
             for feature in range(n_groups * _GROUP, width):
-                value = row[feature] + biases[feature]
-                if value >= bound:
-                    candidates[n_candidates] = feature
-                    candidate_values[n_candidates] = value
-                    n_candidates += 1
+                candidates[n_candidates] = feature
+                candidate_values[n_candidates] = row[feature] + biases[feature]
+                n_candidates += candidate_values[n_candidates] >= bound
         else:
             for feature in range(width):
                 candidates[feature] = feature

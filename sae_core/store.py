@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 import sqlalchemy as sa
 
@@ -32,6 +32,7 @@ from sae_core.records import (
     ListSummary,
     SAEInfo,
     SAESummary,
+    SharedProbe,
     Vocabulary,
 )
 from sae_core.schema import features, saes
@@ -51,6 +52,7 @@ from sae_core.store_lists import (
     update_note,
 )
 from sae_core.store_pages import Asked, Sort, cursor_after, feature_number, page_rows
+from sae_core.store_probes import insert_probe, newest_probes, probe_of, remove_probe
 from sae_core.store_reads import (
     INDEXES,
     NEIGHBOURS_OF,
@@ -235,6 +237,26 @@ class Store:
     def order_list(self, list_id: str, item_ids: Sequence[int], *, version: int) -> None:
         with self._database.writing() as connection:
             order_items(connection, list_id, item_ids, version=version)
+
+    # Shared probes: `store_probes` says what they promise
+
+    def probe(self, probe_id: str) -> SharedProbe:
+        with self._database.reading() as connection:
+            return probe_of(connection, probe_id)
+
+    def probes(self, *, limit: int = 50) -> list[SharedProbe]:
+        """The newest shared probes."""
+        with self._database.reading() as connection:
+            return newest_probes(connection, limit=limit)
+
+    def add_probe(self, slug: str, *, text: str, state: Mapping[str, Any], author: str = "") -> str:
+        """Returns the new shared probe's id."""
+        with self._database.writing() as connection:
+            return insert_probe(connection, sae=sae_row_of(connection, slug), text=text, state=state, author=author)
+
+    def delete_probe(self, probe_id: str) -> None:
+        with self._database.writing() as connection:
+            remove_probe(connection, probe_id)
 
     # Reads
 

@@ -33,7 +33,7 @@ def clean_author(name: str) -> str:
 
 
 def random_id() -> str:
-    """For what is seen by all who have its address: it cannot be guessed."""
+    """For an address: short, and not to be guessed."""
     return "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH))
 
 

@@ -14,7 +14,8 @@ export function describe(token) {
   tooltip.replaceChildren();
   const text = document.createElement("b");
   text.textContent = signs(original(token)).replaceAll("\n", "") || "(continues a character)";
-  const value = token.dataset.v ? `activation ${token.dataset.v}` : "not active";
+  const what = token.closest("[data-what]")?.dataset.what ?? "activation";
+  const value = token.dataset.v ? `${what} ${token.dataset.v}` : what === "activation" ? "not active" : "";
   tooltip.append(text, ` · id ${token.dataset.i} · ${value}`);
   tooltip.hidden = false;
   const box = token.getClientRects()[0] ?? token.getBoundingClientRect();

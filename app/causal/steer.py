@@ -32,6 +32,7 @@ from app.causal.steer_report import (
 )
 from app.changes import Fields, Writable, author_of, seen_at
 from app.deps import InferenceDep, PointsDep, SettingsDep, Slug, StoreDep
+from app.leaving import while_wanted
 from app.rendering import page, url
 from sae_core.causal.records import MAX_PUSHES, SavedSteering, Steering, SteerStart
 from sae_core.errors import NotFoundError, SaescopeError
@@ -93,8 +94,8 @@ async def steer_page(
         features = await run_in_threadpool(steered_features, store, points, summary, query)
         if query.prompt.strip():
             plan = await planned(store, points, summary, query, most=settings.steer_tokens)
-            values["report"] = report = await steer_report(
-                inference, cache, plan, max_seconds=settings.steer_seconds, is_gone=request.is_disconnected
+            values["report"] = report = await while_wanted(
+                request, steer_report(inference, cache, plan, max_seconds=settings.steer_seconds)
             )
             values["view"] = steer_view(report)
         else:
@@ -118,9 +119,7 @@ async def store_from_page(
     query = _query_of(fields.get("query", ""))
     author = fields.get("author", "")
     plan = await _planned(store, points, slug, query, most=settings.steer_tokens)
-    report = await steer_report(
-        inference, cache, plan, max_seconds=settings.steer_seconds, is_gone=request.is_disconnected
-    )
+    report = await while_wanted(request, steer_report(inference, cache, plan, max_seconds=settings.steer_seconds))
     steering_id = await run_in_threadpool(_stored, store, report, query, author)
     return seen_at(f"/s/{steering_id}", author=author)
 
@@ -143,9 +142,7 @@ async def steered(
     cache: CacheDep, slug: Slug, query: SteerParams,
 ) -> SteerReport:  # fmt: skip
     plan = await _planned(store, points, slug, query, most=settings.steer_tokens)
-    return await steer_report(
-        inference, cache, plan, max_seconds=settings.steer_seconds, is_gone=request.is_disconnected
-    )
+    return await while_wanted(request, steer_report(inference, cache, plan, max_seconds=settings.steer_seconds))
 
 
 @api.post("/saes/{slug}/steer", summary="The same, stored under a link", dependencies=[Writable])

@@ -6,7 +6,7 @@ SteerQuery, store: maxima, labels ──> SteerPlan ── SteerStream ──> p
 
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
@@ -223,17 +223,14 @@ async def steer_report(
     plan: SteerPlan,
     *,
     max_seconds: float,
-    is_gone: Callable[[], Awaitable[bool]],
 ) -> SteerReport:
-    """The whole, from the cache or the worker. Stops early when whoever asked `is_gone`."""
+    """The whole, from the cache or the worker."""
     steering = cache.get(plan)
     if steering is None:
         async with aclosing(steer_parts(inference, cache, plan, max_seconds=max_seconds)) as parts:  # type: ignore[type-var]
             async for part in parts:
                 if isinstance(part, Steering):
                     steering = part
-                elif await is_gone():
-                    raise BusyError("Nobody waits for this any more.")
     if steering is None:
         raise BusyError("The model worker gave no answer: try again.")
     return reported(plan, steering)

@@ -9,6 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.causal.why_report import WhyReport, why_report, why_view
 from app.deps import LARGEST_INDEX, LONGEST_TEXT, CorpusQuery, Index, InferenceDep, Name, SettingsDep, Slug, StoreDep
+from app.leaving import while_wanted
 from app.rendering import page, query_without, url
 from sae_core.causal.records import MAX_ABLATED
 from sae_core.errors import SaescopeError
@@ -50,7 +51,7 @@ async def why_page(
         values["json_url"] = url(f"/api/saes/{slug}", corpus=query.corpus)
     else:
         try:
-            report = await _why(store, inference, summary, query)
+            report = await _why(request, store, inference, summary, query)
             values |= {"report": report, "view": why_view(report, shows_all=query.all)}
         except SaescopeError as error:
             values["problem"], status = str(error), error.http_status
@@ -63,12 +64,17 @@ async def why_page(
 
 
 @api.get("/saes/{slug}/why", summary="Which features made the model say a token")
-async def why(store: StoreDep, inference: InferenceDep, slug: Slug, query: Annotated[WhyQuery, Query()]) -> WhyReport:
-    return await _why(store, inference, await run_in_threadpool(store.sae, slug), query)
+async def why(
+    request: Request, store: StoreDep, inference: InferenceDep, slug: Slug, query: Annotated[WhyQuery, Query()]
+) -> WhyReport:
+    return await _why(request, store, inference, await run_in_threadpool(store.sae, slug), query)
 
 
-async def _why(store: Store, inference: InferenceDep, summary: SAESummary, query: WhyQuery) -> WhyReport:
-    return await why_report(
+async def _why(
+    request: Request, store: Store, inference: InferenceDep, summary: SAESummary, query: WhyQuery
+) -> WhyReport:
+    report = why_report(
         store, inference, summary=summary, text=query.text, token=query.token, target=query.target,
         against=query.against, ablated=query.ablate,
     )  # fmt: skip
+    return await while_wanted(request, report)

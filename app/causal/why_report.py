@@ -7,7 +7,6 @@ store: labels ──────────────────────
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
@@ -17,7 +16,7 @@ from app.examples import TokenView
 from app.inference import Inference
 from sae_core.causal.records import Ablation, Attribution, FeatureEffect, NextToken, OtherEffect
 from sae_core.errors import PromptError
-from sae_core.records import SAESummary
+from sae_core.records import ProbeToken, SAESummary
 from sae_core.store import Store
 
 SHOWN_ROWS = 20  # features listed one by one; `all` shows every one that the answer has
@@ -117,7 +116,7 @@ def why_view(report: WhyReport, *, shows_all: bool) -> WhyView:
     )
 
 
-def token_views(tokens: Sequence[Any], *, chosen: int | None) -> list[TokenView]:
+def token_views(tokens: Sequence[ProbeToken], *, chosen: int | None) -> list[TokenView]:
     """Tokens without colour: ProbeTokens of a text that is picked from."""
     return [
         TokenView(

@@ -12,8 +12,8 @@ To add an operation, write such a record in a module that imports no torch at it
 `worker` is the app's side of the pipe, `process` the other one.
 """
 
-from app.inference.jobs import DecomposeJob, Job, Loaded, LoadedProber, LoadJob, ProbeJob, Stream
-from app.inference.worker import Inference, ModelWorker
+from app.inference.jobs import DecomposeJob, Job, Loaded, LoadedProber, LoadJob, PredictJob, ProbeJob, Stream, TextsJob
+from app.inference.worker import Inference, ModelWorker, WorkerState
 
 __all__ = [
     "DecomposeJob",
@@ -23,6 +23,9 @@ __all__ = [
     "Loaded",
     "LoadedProber",
     "ModelWorker",
+    "PredictJob",
     "ProbeJob",
     "Stream",
+    "TextsJob",
+    "WorkerState",
 ]

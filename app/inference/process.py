@@ -34,6 +34,13 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class RunAll:
+    """Jobs that are alike."""
+
+    jobs: tuple[Job[Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Open:
     ticket: int
     stream: Stream[Any]
@@ -49,7 +56,7 @@ class Close:
     ticket: int
 
 
-Message = Run | Open | Next | Close
+Message = Run | RunAll | Open | Next | Close
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +65,13 @@ class Part:
 
     value: Any
     is_last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """Sent on the way to an answer: what the worker is loading, in words; None when it is loaded."""
+
+    what: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +104,10 @@ def load_prober(sae: SAEInfo, device: str | None) -> LoadedProber:
 class Shelf:
     """The loaded SAEs, the least recently used going first; `app.inference.jobs.Loaded` to the jobs."""
 
-    def __init__(self, loader: Loader, *, device: str | None, max_tokens: int) -> None:
+    def __init__(self, loader: Loader, *, device: str | None, max_tokens: int, tell: Callable[[Loading], None]) -> None:
+        """`tell` hears what is being loaded."""
         self.max_tokens = max_tokens
-        self._loader, self._device = loader, device
+        self._loader, self._device, self._tell = loader, device, tell
         self._probers: OrderedDict[tuple[str, str, int], LoadedProber] = OrderedDict()
 
     def prober(self, sae: SAEInfo) -> LoadedProber:
@@ -105,7 +120,11 @@ class Shelf:
             del self._probers[stale]
         while len(self._probers) >= MODELS_KEPT:  # before loading, so that memory is free by then
             self._probers.popitem(last=False)
-        self._probers[key] = self._loader(sae, self._device)
+        self._tell(Loading(f"Loading the model {sae.model.model_name} with the SAE {sae.slug}…"))
+        try:
+            self._probers[key] = self._loader(sae, self._device)
+        finally:
+            self._tell(Loading(None))
         return self._probers[key]
 
 
@@ -113,7 +132,7 @@ def serve(pipe: Connection, loader: Loader, device: str | None, max_tokens: int)
     """The worker process: answer messages until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the app, which then ends this process
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    loaded = Shelf(loader, device=device, max_tokens=max_tokens)
+    loaded = Shelf(loader, device=device, max_tokens=max_tokens, tell=pipe.send)
     streams: dict[int, Iterator[Any]] = {}
     while True:
         try:
@@ -128,6 +147,9 @@ def _answer(message: Message, *, loaded: Shelf, streams: dict[int, Iterator[Any]
         match message:
             case Run(job):
                 return job.run(loaded)
+            case RunAll(jobs):
+                found = jobs[0].run_all(jobs, loaded)
+                return [Failure.of(one) if isinstance(one, SaescopeError) else one for one in found]
             case Open(ticket, stream):
                 streams[ticket] = stream.run(loaded)
             case Next(ticket):

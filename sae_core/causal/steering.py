@@ -35,6 +35,7 @@ from sae_core.causal.records import (
 from sae_core.causal.sampling import sample
 from sae_core.errors import NotFoundError, PromptError, PromptTooLongError
 from sae_core.probe import Prober
+from sae_core.records import ProbeToken
 
 Plan = tuple[Kind, float]
 
@@ -218,7 +219,7 @@ def _chat_ids(prober: Prober, prompt: str) -> list[int]:
     return ids
 
 
-def _prompt_tokens(prober: Prober, ids: list[int]) -> tuple[Any, ...]:
+def _prompt_tokens(prober: Prober, ids: list[int]) -> tuple[ProbeToken, ...]:
     n_prefix = len(prober.frame.prefix)
     if tuple(ids[:n_prefix]) == prober.frame.prefix:
         return prober.bare_tokens(ids[n_prefix:])

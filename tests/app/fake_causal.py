@@ -31,15 +31,15 @@ def fake_attribution(job: AttributeJob, probed: ProbeResult) -> Attribution:
         raise PromptError(f"The text has no token {position}; pick another.")
     found: dict[int, FeatureEffect] = {}
     for at, token in enumerate(probed.tokens[: position + 1]):
-        for one in token.features:
-            sign = -1 if one.feature_index % 3 == 0 else 1
-            found[one.feature_index] = FeatureEffect(
-                feature_index=one.feature_index,
-                total=sign * one.activation,
-                direct=sign * one.activation / 2 if at == position else 0.0,
-                activation=one.activation if at == position else 0.0,
+        for feature_index, activation in zip(token.feature_indexes, token.activations, strict=True):
+            sign = -1 if feature_index % 3 == 0 else 1
+            found[feature_index] = FeatureEffect(
+                feature_index=feature_index,
+                total=sign * activation,
+                direct=sign * activation / 2 if at == position else 0.0,
+                activation=activation if at == position else 0.0,
                 position=at,
-                activation_there=one.activation,
+                activation_there=activation,
                 share_there=1.0,
             )
     rows = sorted(found.values(), key=lambda row: -abs(row.total))
@@ -52,7 +52,7 @@ def fake_attribution(job: AttributeJob, probed: ProbeResult) -> Attribution:
     return Attribution(
         slug=job.sae.slug,
         text=job.text,
-        tokens=tuple(replace(token, features=()) for token in probed.tokens),
+        tokens=tuple(replace(token, feature_indexes=(), activations=()) for token in probed.tokens),
         position=position,
         target=_next(job.target or WORDS[0], 0.4),
         against=_next(job.against, 0.1) if job.against else None,
@@ -84,7 +84,7 @@ def fake_ablation(job: AblateJob, probed: ProbeResult) -> Ablation:
 
 def fake_steering(job: SteerStream, probed: ProbeResult) -> Iterator[SteerPart]:
     asked = job.asked
-    tokens = tuple(replace(token, features=()) for token in probed.tokens)
+    tokens = tuple(replace(token, feature_indexes=(), activations=()) for token in probed.tokens)
     plan = (("baseline", 0.0), *(("steered", dose) for dose in asked.doses), ("control", 1.0))
     yield SteerStart(tokens=tokens, columns=plan)  # type: ignore[arg-type]
     texts = ["" for _ in plan]

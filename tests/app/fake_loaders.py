@@ -2,25 +2,34 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from app import inference
 from app.inference import Stream
-from sae_core.errors import PromptTooLongError, WeightsError
-from sae_core.records import Decomposition, ProbeResult, SAEInfo
-from tests.app.fake_prober import PER_TOKEN, fake_decomposition, fake_result
+from sae_core.errors import PromptTooLongError, SaescopeError, WeightsError
+from sae_core.records import Decomposition, Predictions, ProbeResult, Prompt, SAEInfo
+from tests.app.fake_prober import fake_decomposition, fake_predictions, fake_result
 
 
 class Loaded:
-    """Does what its text says: "die", "die once at PATH", "sleep N", "fail", "too long", "pid"."""
+    """Does what its text says: "die", "die once at PATH", "sleep N", "fail", "too long", "pid", "together"."""
 
     def __init__(self, sae: SAEInfo) -> None:
         self.sae = sae
         self.loaded_at = time.monotonic_ns()
 
-    def probe(self, text: str, *, top_k: int, max_tokens: int) -> ProbeResult:
+    def probe_all(self, prompts: Sequence[Prompt], *, max_tokens: int) -> list[ProbeResult | SaescopeError]:
+        found: list[ProbeResult | SaescopeError] = []
+        for prompt in prompts:
+            if prompt.text == "too long":
+                found.append(PromptTooLongError(f"over {max_tokens}"))
+            else:
+                found.append(self._probed(prompt.text, n_together=len(prompts)))
+        return found
+
+    def _probed(self, text: str, *, n_together: int) -> ProbeResult:
         if text == "die" or (text.startswith("die once at ") and not Path(text[12:]).exists()):
             if text != "die":
                 Path(text[12:]).touch()
@@ -29,16 +38,16 @@ class Loaded:
             time.sleep(float(text[6:]))
         if text == "fail":
             raise ZeroDivisionError("a secret detail")
-        if text == "too long":
-            raise PromptTooLongError(f"over {max_tokens}")
-        if text == "pid":
-            text = str(os.getpid())
-        if text == "loaded at":
-            text = str(self.loaded_at)
-        return fake_result(self.sae, text, top_k=top_k)
+        told = {"pid": os.getpid(), "loaded at": self.loaded_at, "together": n_together}
+        return fake_result(self.sae, str(told.get(text, text)))
+
+    def predict(self, text: str, *, max_tokens: int) -> Predictions:
+        return fake_predictions(self.sae, text)
 
     def decompose(self, text: str, *, token: int | None, max_tokens: int) -> Decomposition:
-        return fake_decomposition(self.probe(text, top_k=PER_TOKEN, max_tokens=max_tokens), self.sae, token)
+        if text == "too long":
+            raise PromptTooLongError(f"over {max_tokens}")
+        return fake_decomposition(self._probed(text, n_together=1), self.sae, token)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

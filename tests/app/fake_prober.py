@@ -2,21 +2,22 @@
 
 import re
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from app.causal.jobs import AblateJob, AttributeJob, SteerStream
-from app.inference import Job, Stream
-from sae_core.errors import BusyError, PromptError, PromptTooLongError
+from app.inference import Job, Stream, WorkerState
+from sae_core.errors import BusyError, PromptError, PromptTooLongError, SaescopeError
 from sae_core.records import (
-    ActiveFeature,
     Decomposition,
-    ProbeFeature,
+    Predictions,
     ProbeResult,
     ProbeToken,
+    Prompt,
     SAEInfo,
     TokenPart,
+    TokenPrediction,
 )
 from tests.app.fake_causal import fake_ablation, fake_attribution, fake_steering
 
@@ -55,7 +56,10 @@ class FakeProber:
             yield part
 
     def _probed(self, sae: SAEInfo, text: str) -> ProbeResult:
-        return self.prober(sae).probe(text, top_k=PER_TOKEN, max_tokens=MAX_TOKENS)
+        return self.prober(sae)._probed(Prompt(text=text))
+
+    def state(self) -> WorkerState:
+        return WorkerState(pending=0, loading=None)
 
     def warm(self, sae: SAEInfo) -> None:
         self.warmed.append(sae.slug)
@@ -70,30 +74,56 @@ class FakeSAE:
     def __init__(self, sae: SAEInfo, texts: list[str]) -> None:
         self.sae, self.texts = sae, texts
 
-    def probe(self, text: str, *, top_k: int, max_tokens: int) -> ProbeResult:
-        self.texts.append(text)
-        if "busy" in text:
+    def probe_all(self, prompts: Sequence[Prompt], *, max_tokens: int) -> list[ProbeResult | SaescopeError]:
+        found: list[ProbeResult | SaescopeError] = []
+        for prompt in prompts:
+            try:
+                found.append(self._probed(prompt))
+            except SaescopeError as error:
+                found.append(error)
+        return found
+
+    def _probed(self, prompt: Prompt) -> ProbeResult:
+        self.texts.append(prompt.text)
+        if "busy" in prompt.text:
             raise BusyError("3 probes are waiting for the model: try again in a few seconds.")
-        if "crash" in text:
+        if "crash" in prompt.text:
             raise RuntimeError("a secret detail")
-        return fake_result(self.sae, text, top_k=top_k)
+        return fake_result(self.sae, prompt.text, special=prompt.special)
+
+    def predict(self, text: str, *, max_tokens: int) -> Predictions:
+        return fake_predictions(self.sae, text)
 
     def decompose(self, text: str, *, token: int | None, max_tokens: int) -> Decomposition:
-        return fake_decomposition(self.probe(text, top_k=PER_TOKEN, max_tokens=max_tokens), self.sae, token)
+        return fake_decomposition(self._probed(Prompt(text=text)), self.sae, token)
 
 
-def fake_result(sae: SAEInfo, text: str, *, top_k: int) -> ProbeResult:
+def fake_result(sae: SAEInfo, text: str, *, special: bool = False) -> ProbeResult:
     words = ["<bos>", *re.findall(r"\s?[^\s]+|\s", text)]
     if len(words) > MAX_TOKENS:
         raise PromptTooLongError(f"The text has {len(words)} tokens; at most {MAX_TOKENS} are taken: shorten it.")
-    tokens = [
-        ProbeToken(token=word, token_id=at, is_special=at == 0, features=_active(word, sae, top_k, at))
-        for at, word in enumerate(words)
-    ]
-    found = sorted({active.feature_index for token in tokens for active in token.features})
-    features = [_over_text(feature_index, tokens) for feature_index in found]
-    features.sort(key=lambda feature: (-feature.max_activation, feature.feature_index))
-    return ProbeResult(slug=sae.slug, text=text, tokens=tuple(tokens), features=tuple(features), seconds=0.018)
+    tokens = []
+    for at, word in enumerate(words):
+        active = _active(word, sae) if at or special else {}
+        tokens.append(
+            ProbeToken(
+                token=word, token_id=at, is_special=at == 0,
+                feature_indexes=tuple(active), activations=tuple(active.values()),
+            )
+        )  # fmt: skip
+    return ProbeResult(slug=sae.slug, text=text, tokens=tuple(tokens), n_computed=len(tokens), seconds=0.018)
+
+
+def fake_predictions(sae: SAEInfo, text: str) -> Predictions:
+    """After each word the model expects "<next>"; the longer a word, the more it surprises."""
+    tokens = tuple(
+        TokenPrediction(
+            surprise=None if at == 0 else len(token.token) / 2,
+            next_tokens=("<next>", "\n"), probabilities=(0.75, 0.125),
+        )
+        for at, token in enumerate(fake_result(sae, text).tokens)
+    )  # fmt: skip
+    return Predictions(text=text, tokens=tokens, seconds=0.021)
 
 
 def fake_decomposition(result: ProbeResult, sae: SAEInfo, token: int | None) -> Decomposition:
@@ -104,13 +134,13 @@ def fake_decomposition(result: ProbeResult, sae: SAEInfo, token: int | None) -> 
     chosen = result.tokens[position]
     model_acts = tuple(((i * 37 + position) % 19 - 9) / 3 for i in range(sae.d_in))
     parts = tuple(
-        TokenPart(feature_index=a.feature_index, activation=a.activation, share=0.45 / 2**n, error=0.45 / 2**n)
-        for n, a in enumerate(chosen.features, start=1)
+        TokenPart(feature_index=index, activation=activation, share=0.45 / 2**n, error=0.45 / 2**n)
+        for n, (index, activation) in enumerate(zip(chosen.feature_indexes, chosen.activations, strict=True), start=1)
     )
     return Decomposition(
         slug=result.slug,
         text=result.text,
-        tokens=tuple(replace(t, features=()) for t in result.tokens),
+        tokens=tuple(replace(t, feature_indexes=(), activations=()) for t in result.tokens),
         position=position,
         model_acts=model_acts,
         target_acts=(),
@@ -123,27 +153,7 @@ def fake_decomposition(result: ProbeResult, sae: SAEInfo, token: int | None) -> 
     )
 
 
-def _active(word: str, sae: SAEInfo, top_k: int, position: int) -> tuple[ActiveFeature, ...]:
-    if position == 0:
-        return ()
+def _active(word: str, sae: SAEInfo) -> dict[int, float]:
     seed = zlib.crc32(word.encode("utf-8", "replace"))
     active = {(seed >> shift) % sae.d_sae: ((seed >> shift) % 97) / 12 + 0.1 for shift in range(PER_TOKEN)}
-    ranked = sorted(active.items(), key=lambda pair: -pair[1])
-    return tuple(ActiveFeature(feature_index=index, activation=value) for index, value in ranked[:top_k])
-
-
-def _over_text(feature_index: int, tokens: list[ProbeToken]) -> ProbeFeature:
-    values = {
-        position: active.activation
-        for position, token in enumerate(tokens)
-        for active in token.features
-        if active.feature_index == feature_index
-    }
-    strongest = max(values, key=lambda position: (values[position], -position))
-    return ProbeFeature(
-        feature_index=feature_index,
-        max_activation=values[strongest],
-        max_position=strongest,
-        positions=tuple(values),
-        activations=tuple(values.values()),
-    )
+    return dict(sorted(active.items(), key=lambda pair: -pair[1]))

@@ -1,5 +1,7 @@
 """The JSON twins and their contract."""
 
+import math
+
 import pytest
 from starlette.testclient import TestClient
 
@@ -47,27 +49,64 @@ def test_probe_answers_tokens_and_ranked_features(client: TestClient) -> None:
 
 def test_probe_has_labels_and_densities_of_the_corpus_asked_for(client: TestClient, store: Store) -> None:
     stats = store.feature_stats("demo", [0], corpus="stories")[0]
-    answer = client.post("/api/saes/demo/probe", json={"text": "king", "feature": 0, "corpus": "stories"}).json()
+    answer = client.post("/api/saes/demo/probe", json={"text": "king", "pins": [0], "corpus": "stories"}).json()
     pinned = next(feature for feature in answer["features"] if feature["feature_index"] == 0)
     assert (pinned["label"], pinned["density"]) == ("words for a spouse", stats.density)
 
 
-@pytest.mark.parametrize("sort", ["strength", "rarity", "share"])
-def test_probe_ranks_as_asked(client: TestClient, sort: str) -> None:
+@pytest.mark.parametrize("sort", ["strength", "sum", "mean", "rarity"])
+def test_probe_ranks_as_asked(client: TestClient, store: Store, sort: str) -> None:
     answer = client.post("/api/saes/demo/probe", json={"text": "the king of the sea", "sort": sort}).json()
-    keys = {
-        "strength": lambda f: -f["max_activation"],
-        "rarity": lambda f: f["density"],
-        "share": lambda f: -f["max_activation"] / max(f["max_activation"], f["corpus_max"]),
-    }
-    ranked = [keys[sort](feature) for feature in answer["features"]]
-    assert ranked == sorted(ranked)
+    known = {p.feature_index: p for p in store.feature_points("demo")}
+    scores = []
+    for feature in answer["features"]:
+        active = [value for value in feature["activations"] if value > 0]
+        point = known[feature["feature_index"]]
+        bits = math.log2(1 / point.density) if point.density else 31
+        score = {
+            "strength": max(active),
+            "sum": sum(active),
+            "mean": sum(active) / len(active),
+            "rarity": max(active) / max(point.max_activation, *active) * bits,
+        }[sort]
+        name = {"strength": "max_activation", "sum": "sum_activation", "mean": "mean_activation"}.get(sort, sort)
+        assert feature[name] == pytest.approx(score)
+        scores.append(score)
+    assert scores == sorted(scores, reverse=True) and len(set(scores)) > 3
+
+
+def test_dense_features_and_special_tokens_are_left_out_before_ranking(client: TestClient, store: Store) -> None:
+    text = "the king of the sea and the whale"
+    everything = client.post("/api/saes/demo/probe", json={"text": text, "top_features": 1000}).json()
+    densities = sorted(feature["density"] for feature in everything["features"])
+    limit = densities[len(densities) // 2]
+    assert densities[0] <= limit < densities[-1]
+    few = client.post("/api/saes/demo/probe", json={"text": text, "max_density": limit, "top_features": 3}).json()
+    kept = [f for f in everything["features"] if f["density"] <= limit]
+    assert few["features"] == kept[:3] and few["n_features"] == len(kept)
+    assert all(f["density"] <= limit for token in few["tokens"] for f in token["features"])
+    assert everything["tokens"][0]["features"] == []
+    special = client.post("/api/saes/demo/probe", json={"text": text, "special": True}).json()
+    assert special["tokens"][0]["is_special"] and len(special["tokens"][0]["features"]) > 0
+    unindexed = client.post("/api/saes/unindexed/probe", json={"text": text, "max_density": 0.1})
+    assert unindexed.status_code == 422 and "no index" in unindexed.json()["error"]
+
+
+def test_the_models_own_predictions(client: TestClient) -> None:
+    answer = client.get("/api/saes/demo/predictions?text=the+king").json()
+    assert [token["surprise"] for token in answer["tokens"]] == [None, 1.5, 2.5]
+    assert answer["tokens"][1]["next_tokens"][0] == "<next>"
+    assert client.get("/api/saes/demo/predictions?text=+").status_code == 422
+
+
+def test_what_the_worker_is_at(client: TestClient) -> None:
+    assert client.get("/api/worker").json() == {"pending": 0, "loading": None}
 
 
 def test_pinned_feature_is_in_the_answer_wherever_it_ranks(client: TestClient) -> None:
     everything = client.post("/api/saes/demo/probe", json={"text": "the king", "top_features": 1000}).json()
     last = everything["features"][-1]["feature_index"]
-    answer = client.post("/api/saes/demo/probe", json={"text": "the king", "top_features": 1, "feature": last}).json()
+    answer = client.post("/api/saes/demo/probe", json={"text": "the king", "top_features": 1, "pins": [last]}).json()
     assert [f["feature_index"] for f in answer["features"]] == [everything["features"][0]["feature_index"], last]
     assert answer["n_features"] == everything["n_features"]
 
@@ -78,7 +117,7 @@ def test_probe_of_an_unindexed_sae_has_no_densities(client: TestClient) -> None:
 
 
 def test_what_a_form_leaves_empty_counts_as_not_given(client: TestClient) -> None:
-    body = {"text": "king", "feature": None, "corpus": None}
+    body = {"text": "king", "pins": [], "corpus": None}
     assert client.post("/api/saes/demo/probe", json=body).status_code == 200
     for path in ("/saes/demo/probe?text=king&feature=&token=&corpus=", "/saes/demo/features?q=&min_density=&corpus="):
         assert client.get(path).status_code == 200
@@ -127,3 +166,9 @@ def test_openapi_and_docs_list_every_route(client: TestClient) -> None:
 def test_answers_are_compressed(client: TestClient) -> None:
     assert client.get("/api/saes/demo/features").headers["content-encoding"] == "gzip"
     assert client.get("/saes/demo/features").headers["content-encoding"] == "gzip"
+
+
+def probe_maxima(client: TestClient, text: str) -> dict[int, float]:
+    """Each active feature's largest activation, from a probe of this text alone."""
+    answer = client.post("/api/saes/demo/probe", json={"text": text, "top_features": 1000}).json()
+    return {feature["feature_index"]: feature["max_activation"] for feature in answer["features"]}

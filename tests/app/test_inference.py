@@ -14,6 +14,7 @@ import pytest
 
 from app.inference import DecomposeJob, ModelWorker, ProbeJob, Stream
 from sae_core.errors import BusyError, PromptTooLongError, SaescopeError, WeightsError
+from sae_core.records import ProbeResult, Prompt, SAEInfo
 from tests.app.fake_loaders import CountStream, load
 from tests.factories import make_sae
 
@@ -34,6 +35,10 @@ def run(test: Callable[[], Coroutine[object, object, None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), 60))
 
 
+def probing(text: str, sae: SAEInfo | None = None) -> ProbeJob:
+    return ProbeJob(sae=sae or make_sae(), prompt=Prompt(text=text))
+
+
 async def collected(inference: ModelWorker, stream: Stream[int]) -> list[int]:
     return [number async for number in inference.stream(stream)]
 
@@ -49,13 +54,13 @@ def is_running(pid: int) -> bool:
 def test_errors_cross_the_process_boundary_as_themselves() -> None:
     async def test() -> None:
         async with worker(max_tokens=7) as inference:
-            assert (await inference.answer(ProbeJob(sae=make_sae(), text="the king", top_k=2))).tokens[1].token == "the"
+            assert (await inference.answer(probing("the king"))).tokens[1].token == "the"
             with pytest.raises(PromptTooLongError, match="over 7"):
-                await inference.answer(ProbeJob(sae=make_sae(), text="too long"))
+                await inference.answer(probing("too long"))
             with pytest.raises(WeightsError, match="half-written"):
-                await inference.answer(ProbeJob(sae=make_sae("broken"), text="king"))
+                await inference.answer(probing("king", make_sae("broken")))
             with pytest.raises(SaescopeError, match="ZeroDivisionError") as caught:
-                await inference.answer(ProbeJob(sae=make_sae(), text="fail"))
+                await inference.answer(probing("fail"))
             assert "secret" not in str(caught.value)
 
     run(test)
@@ -82,7 +87,7 @@ def test_a_stream_comes_in_parts_and_other_jobs_are_answered_between_them() -> N
             seen = []
             async for number in inference.stream(CountStream(end=3)):
                 seen.append(number)
-                assert (await inference.answer(ProbeJob(sae=make_sae(), text="king"))).tokens
+                assert (await inference.answer(probing("king"))).tokens
             assert seen == [0, 1, 2]
             both = await asyncio.gather(*(collected(inference, CountStream(end=50)) for _ in range(2)))
             assert both == [list(range(50))] * 2
@@ -137,21 +142,70 @@ def test_a_stream_ends_with_the_time_limit() -> None:
     run(test)
 
 
+def test_probes_that_wait_at_the_same_time_are_run_together_and_fail_apart() -> None:
+    async def test() -> None:
+        async with worker(max_tokens=7) as inference:
+            first = asyncio.create_task(inference.answer(probing("sleep 0.5")))
+            await asyncio.sleep(0.1)
+            texts = ["together", "king", "too long", "together"]
+            jobs = [inference.answer(probing(text)) for text in texts]
+            other, *found = await asyncio.gather(
+                inference.answer(probing("together", make_sae("other"))), *jobs, return_exceptions=True
+            )
+            assert isinstance(other, ProbeResult) and other.text == "1"
+            assert [getattr(one, "text", type(one)) for one in found] == ["4", "king", PromptTooLongError, "4"]
+            assert (await first).text == "sleep 0.5"
+
+    run(test)
+
+
+@pytest.mark.parametrize("culprit", ["die", "fail"])
+def test_one_request_that_breaks_the_model_harms_no_other(culprit: str) -> None:
+    async def test() -> None:
+        async with worker() as inference:
+            first = asyncio.create_task(inference.answer(probing("sleep 0.5")))
+            await asyncio.sleep(0.1)
+            found = await asyncio.gather(
+                *(inference.answer(probing(text)) for text in ("king", culprit, "queen")), return_exceptions=True
+            )
+            assert isinstance(found[1], SaescopeError)
+            assert [getattr(one, "text", None) for one in found] == ["king", None, "queen"]
+            await first
+
+    run(test)
+
+
+def test_who_leaves_before_their_turn_is_not_answered(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with worker(queue_size=2) as inference:
+            first = asyncio.create_task(inference.answer(probing("sleep 0.5")))
+            await asyncio.sleep(0.1)
+            left = asyncio.create_task(inference.answer(probing(f"die once at {tmp_path / 'died'}")))
+            await asyncio.sleep(0.1)
+            left.cancel()
+            await asyncio.sleep(0.1)
+            assert (await inference.answer(probing("king"))).text == "king"  # there is room again
+            await first
+            assert not (tmp_path / "died").exists()
+
+    run(test)
+
+
 def test_a_worker_that_died_is_started_again_once(tmp_path: Path) -> None:
     async def test() -> None:
         async with worker() as inference:
-            answer = await inference.answer(ProbeJob(sae=make_sae(), text=f"die once at {tmp_path / 'died'}"))
+            answer = await inference.answer(probing(f"die once at {tmp_path / 'died'}"))
             assert answer.tokens
             with pytest.raises(BusyError, match="died twice"):
-                await inference.answer(ProbeJob(sae=make_sae(), text="die"))
-            assert (await inference.answer(ProbeJob(sae=make_sae(), text="king"))).tokens
+                await inference.answer(probing("die"))
+            assert (await inference.answer(probing("king"))).tokens
 
     run(test)
 
 
 def test_models_are_kept_until_their_weights_change(tmp_path: Path) -> None:
     async def loaded_at(inference: ModelWorker, weights: Path) -> str:
-        return (await inference.answer(ProbeJob(sae=make_sae(weights_path=str(weights)), text="loaded at"))).text
+        return (await inference.answer(probing("loaded at", make_sae(weights_path=str(weights))))).text
 
     async def test() -> None:
         weights = tmp_path / "sae.safetensors"
@@ -168,17 +222,17 @@ def test_models_are_kept_until_their_weights_change(tmp_path: Path) -> None:
 def test_a_full_queue_and_a_timeout_are_busy_and_the_loop_goes_on() -> None:
     async def test() -> None:
         async with worker(queue_size=2, timeout=3.0) as inference:
-            pid = int((await inference.answer(ProbeJob(sae=make_sae(), text="pid"))).text)
-            slow = [asyncio.create_task(inference.answer(ProbeJob(sae=make_sae(), text="sleep 60"))) for _ in range(2)]
+            pid = int((await inference.answer(probing("pid"))).text)
+            slow = [asyncio.create_task(inference.answer(probing("sleep 60"))) for _ in range(2)]
             await asyncio.sleep(0.2)
             started = time.monotonic()
             with pytest.raises(BusyError, match="2 probes are waiting"):
-                await inference.answer(ProbeJob(sae=make_sae(), text="king"))
+                await inference.answer(probing("king"))
             assert time.monotonic() - started < 0.5
             answers = await asyncio.gather(*slow, return_exceptions=True)
             assert [type(answer) for answer in answers] == [BusyError, BusyError]
             assert not is_running(pid)
-            assert (await inference.answer(ProbeJob(sae=make_sae(), text="king"))).tokens
+            assert (await inference.answer(probing("king"))).tokens
 
     run(test)
 
@@ -187,7 +241,7 @@ def test_warming_loads_ahead_and_failing_to_is_no_error() -> None:
     async def test() -> None:
         async with worker() as inference:
             inference.warm(make_sae("broken"))
-            answer = await inference.answer(ProbeJob(sae=make_sae(), text="king"))
+            answer = await inference.answer(probing("king"))
             assert answer.tokens
             inference.warm(make_sae())
 
@@ -197,8 +251,8 @@ def test_warming_loads_ahead_and_failing_to_is_no_error() -> None:
 def test_closing_ends_the_process_at_once_even_at_work() -> None:
     async def test() -> None:
         inference = ModelWorker(loader=load)
-        pid = int((await inference.answer(ProbeJob(sae=make_sae(), text="pid"))).text)
-        task = asyncio.create_task(inference.answer(ProbeJob(sae=make_sae(), text="sleep 60")))
+        pid = int((await inference.answer(probing("pid"))).text)
+        task = asyncio.create_task(inference.answer(probing("sleep 60")))
         await asyncio.sleep(0.2)
         started = time.monotonic()
         await inference.close()
@@ -207,7 +261,7 @@ def test_closing_ends_the_process_at_once_even_at_work() -> None:
         with pytest.raises(BusyError):
             await task
         with pytest.raises(BusyError, match="shutting down"):
-            await inference.answer(ProbeJob(sae=make_sae(), text="king"))
+            await inference.answer(probing("king"))
 
     run(test)
 
@@ -215,12 +269,12 @@ def test_closing_ends_the_process_at_once_even_at_work() -> None:
 def test_a_killed_app_leaves_no_worker_behind() -> None:
     code = (
         "import asyncio\n"
-        "from app.inference import ModelWorker, ProbeJob\n"
+        "from app.inference import ModelWorker, ProbeJob\nfrom sae_core.records import Prompt\n"
         "from tests.app.fake_loaders import load\n"
         "from tests.factories import make_sae\n"
         "async def main():\n"
         "    worker = ModelWorker(loader=load)\n"
-        "    print((await worker.answer(ProbeJob(sae=make_sae(), text='pid'))).text, flush=True)\n"
+        "    print((await worker.answer(ProbeJob(sae=make_sae(), prompt=Prompt(text='pid')))).text, flush=True)\n"
         "    await asyncio.sleep(60)\n"
         "if __name__ == '__main__':\n"
         "    asyncio.run(main())\n"

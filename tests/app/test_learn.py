@@ -28,7 +28,7 @@ def text_of(page: str) -> str:
 
 
 def make_walk(*, n_parts: int = 5, **changes: object) -> Walk:
-    token = fake_decomposition(fake_result(make_sae(), "the king", top_k=6), make_sae(), 1)
+    token = fake_decomposition(fake_result(make_sae(), "the king"), make_sae(), 1)
     parts = tuple(
         TokenPart(feature_index=i, activation=8.0 / (i + 1), share=0.4 / n_parts, error=0.4 / (i + 1))
         for i in range(n_parts)

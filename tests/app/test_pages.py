@@ -456,6 +456,41 @@ def test_probe_page_colours_by_a_feature_and_shows_a_token(client: TestClient) -
     assert "·king" in page
 
 
+def test_probe_page_shows_surprise_and_what_the_model_expects(client: TestClient) -> None:
+    page = client.get("/saes/demo/probe?text=the+king&feature=surprise&token=2").text
+    assert 'value="surprise" checked' in page and "bits, the most surprising token" in page
+    assert 'name="token" value="2" class="t a20 peak chosen"' in page and "&lt;next&gt;" in page
+    assert re.search(r'class="value">75(\.0)?%', page)
+    assert "by-surprise" not in client.get("/saes/demo/probe?text=the+king&token=2").text
+
+
+def test_pinned_features_have_traces_that_can_be_let_go(client: TestClient) -> None:
+    page = client.get("/saes/demo/probe?text=the+king+of+the+sea&pin=7&pin=12").text
+    traces = page.split('class="traces"')[1].split("</section>")[0]
+    assert re.findall(r'name="pin" value="(\d+)" checked', traces) == ["7", "12"]
+    assert client.get("/saes/demo/probe?text=a&pin=100000").status_code == 404
+    assert client.get("/saes/demo/probe?text=a&pin=" + ",".join(map(str, range(9)))).status_code == 422
+    assert 'class="traces"' not in client.get("/saes/demo/probe?text=the+king").text
+
+
+def test_another_sae_of_the_model_stands_beside(client: TestClient) -> None:
+    page = client.get("/saes/demo/probe?text=the+king&beside=unindexed").text
+    beside = page.split('class="beside"')[1].split("</section>")[0]
+    assert "unindexed" in beside and "king</span>" in beside
+    assert client.get("/saes/demo/probe?text=the+king&beside=nope").status_code == 404
+
+
+def test_the_script_gets_what_the_page_shows(client: TestClient) -> None:
+    asked = {"text": "the king of the sea", "pin": ["7"], "token": "2", "feature": "", "sort": "sum", "session": "a-b"}
+    live = client.post("/saes/demo/probe/live", json=asked)
+    page = client.get("/saes/demo/probe?text=the+king+of+the+sea&pin=7&token=2&sort=sum").text
+    assert live.status_code == 200 and live.text.startswith('<div id="answer">') and live.text.strip() in page
+    empty = client.post("/saes/demo/probe/live", json={"text": " "})
+    assert empty.status_code == 200 and 'id="tokens"' not in empty.text
+    busy = client.post("/saes/demo/probe/live", json={"text": "busy"})
+    assert busy.status_code == 503 and "try again" in busy.text
+
+
 def test_probe_page_of_a_silent_feature_says_so(client: TestClient) -> None:
     active = {f["feature_index"] for f in client.get("/api/saes/demo/probe?text=king").json()["features"]}
     silent = next(number for number in range(300) if number not in active)

@@ -86,12 +86,12 @@ def test_a_transcoder_is_held_against_what_it_stands_for(
 
 def test_it_is_what_the_probe_shows_of_the_token(model: LanguageModel, tmp_path: Path) -> None:
     prober = Prober(make_info(model, tmp_path / "random"), model=model)
-    probed = prober.probe(TEXTS[1], top_k=48)
+    probed = prober.probe(TEXTS[1])
     for position, token in enumerate(probed.tokens):
         found = prober.decompose(TEXTS[1], token=position)
-        assert [dataclasses.replace(t, features=()) for t in probed.tokens] == list(found.tokens)
+        assert [dataclasses.replace(t, feature_indexes=(), activations=()) for t in probed.tokens] == list(found.tokens)
         assert {p.feature_index: p.activation for p in found.parts} == pytest.approx(
-            {f.feature_index: f.activation for f in token.features}, rel=1e-4
+            dict(zip(token.feature_indexes, token.activations, strict=True)), rel=1e-4
         )
         assert all(a.activation >= b.activation for a, b in pairwise(found.parts))
 

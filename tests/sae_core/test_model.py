@@ -486,6 +486,7 @@ def test_predictions_are_those_of_the_plain_forward_wherever_they_are_asked_for(
     kind: str, part: int, loaded: Callable[[str], LanguageModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_module, "_PART_LOGITS", part)
+    monkeypatch.setattr(model_module, "_PART_ROWS", 1)
     model = loaded(kind)
     ids, mask = encoded(model, [TEXTS[0], TEXTS[3], TEXTS[2]], length=12)
     where = torch.zeros_like(mask)
@@ -514,6 +515,7 @@ def test_the_vocabulary_meets_only_a_part_of_the_text_at_a_time(
 ) -> None:
     head, sizes = llama.module.get_output_embeddings(), []
     monkeypatch.setattr(model_module, "_PART_LOGITS", 5 * len(head.weight))
+    monkeypatch.setattr(model_module, "_PART_ROWS", 1)
     ids, mask = full_batch(llama)
     before = n_hooks(llama)
 
