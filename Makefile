@@ -29,7 +29,11 @@ test: .venv/.installed-dev browser ## Run all tests, on SQLite, PostgreSQL and C
 
 .PHONY: test-fast
 test-fast: .venv/.installed-dev ## Run the tests that need no browser, no PostgreSQL and no patience
-	@$(python) -m pytest -n 2 --dist loadfile -m "not slow and not browser" -k "not postgresql"
+	@$(python) -m pytest -n 2 --dist loadfile -m "not slow and not browser and not peers" -k "not postgresql"
+
+.PHONY: test-peers
+test-peers: .venv/.installed-dev ## Compare imports and exports with SAELens, sparsify and dictionary_learning; installs them
+	@$(python) -m pytest -m peers tests/peers
 
 .PHONY: lint
 lint: .venv/.installed-dev ## Check style, format and types

@@ -11,6 +11,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.cli_export import EXPORT, EXPORT_EXAMPLES, add_export_arguments, run_export
+from app.cli_import import IMPORT, IMPORT_EXAMPLES, add_import_arguments, run_import
 from app.settings import Settings
 from sae_core.arguments import (
     add_device_argument,
@@ -41,8 +43,9 @@ the text that activates it most, and browse the result.
   saescope demo                                                 everything, on the small model that ships
   saescope train --model PATH_OR_HUB_ID --layer 6 --corpus 'texts/*.txt'
   saescope index SLUG --corpus 'texts/*.txt'
+  saescope import PATH_OR_HUB_ID --model PATH_OR_HUB_ID         an SAE that was trained elsewhere
   saescope serve
-  saescope export html SLUG --features 1,5,9-12                 a file to send to somebody"""
+  saescope export SLUG --features 1,5,9-12                      a file to send to somebody"""
 
 TRAIN = """\
 Train an SAE on the activations of a language model, or a transcoder that predicts one hook point from another.
@@ -85,16 +88,6 @@ with its index. docs/metrics.md defines each."""
 SERVE = """\
 Serve the dashboard. Pages answer at once; the model is loaded, in a process of its own, when a text is first probed."""
 
-EXPORT = """\
-Write features into one HTML file that opens anywhere, offline and without a script: labels, statistics, promoted and
-suppressed tokens, histogram and examples as on their pages, in light and dark. With --list a list of the dashboard,
-with its notes, in its order."""
-
-EXPORT_EXAMPLES = """\
-examples:
-  saescope export html SLUG --features 1,5,9-12
-  saescope export html --list k3v9… --output spouses.html"""
-
 DB = """\
 Look after the database. `check` takes the checksums of examples, contexts and weights again and compares them with
 those that were taken when they were written. `upgrade` brings a database that an older saescope made up to date; copy
@@ -136,13 +129,18 @@ def make_parser() -> argparse.ArgumentParser:
     sweeping.set_defaults(run=run_sweep)
     _add_index(_command(commands, "index", "measure an SAE on a corpus and fill the dashboard", INDEX))
     _add_eval(_command(commands, "eval", "measure how good an SAE is on a corpus", EVAL))
+    importing = _command(commands, "import", "bring in an SAE that was trained elsewhere", IMPORT, IMPORT_EXAMPLES)
+    add_import_arguments(importing)
+    importing.set_defaults(run=run_import_command)
     serve = _command(commands, "serve", "serve the dashboard", SERVE)
     _add_address(serve)
     serve.add_argument(
         "--read-only", action="store_true", default=None, help="nobody changes lists and labels (SAESCOPE_READ_ONLY)"
     )
     serve.set_defaults(run=run_serve)
-    _add_export(_command(commands, "export", "write features into one file", EXPORT, EXPORT_EXAMPLES))
+    exporting = _command(commands, "export", "write features or an SAE into files", EXPORT, EXPORT_EXAMPLES)
+    add_export_arguments(exporting)
+    exporting.set_defaults(run=run_export_command)
     _add_db(_command(commands, "db", "check or upgrade the database", DB))
     demo = _command(commands, "demo", "train, index and serve the demo", DEMO)
     _add_address(demo)
@@ -248,18 +246,17 @@ def run_serve(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def run_export(arguments: argparse.Namespace) -> int:
-    """`saescope export`."""
-    from app.export import exported_file, write
+def run_import_command(arguments: argparse.Namespace) -> int:
+    """`saescope import`."""
+    settings = _settings(arguments)
+    with closing(_open_store(settings)) as store:
+        return run_import(arguments, settings, store)
 
+
+def run_export_command(arguments: argparse.Namespace) -> int:
+    """`saescope export`."""
     with closing(_open_store(_settings(arguments))) as store:
-        name, pieces = exported_file(
-            store, arguments.slug, features=arguments.features, list_id=arguments.list, corpus=arguments.corpus
-        )
-        path = arguments.output or Path(name)
-        write(pieces, path)
-    print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    return 0
+        return run_export(arguments, store)
 
 
 def run_db(arguments: argparse.Namespace) -> int:
@@ -396,19 +393,6 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     how = add_measuring_arguments(parser)
     how.add_argument("--json", action="store_true", help="print one JSON object instead of a card")
     parser.set_defaults(run=run_eval)
-
-
-def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("format", choices=("html",), help="what kind of file")
-    parser.add_argument("slug", nargs="?", metavar="SLUG", help="the SAE whose features --features names")
-    what = parser.add_argument_group("which features")
-    what.add_argument("--features", metavar="LIST", help="numbers and ranges: 1,5,9-12")
-    what.add_argument("--list", metavar="ID", help="a list of the dashboard: the end of its address")
-    what.add_argument("--corpus", metavar="NAME", help="on which they were measured (the newest index)")
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="where to (SLUG-features.html or list-ID.html here)"
-    )
-    parser.set_defaults(run=run_export)
 
 
 def _add_db(parser: argparse.ArgumentParser) -> None:

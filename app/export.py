@@ -75,7 +75,7 @@ def feature_numbers(text: str) -> list[int]:
 def exported_file(
     store: Store, slug: str | None, *, features: str | None, list_id: str | None, corpus: str | None
 ) -> tuple[str, Iterator[str]]:
-    """What `saescope export html` asks for: the file's name, and the file in pieces. All that is wrong is said now."""
+    """What `saescope export` asks for: the file's name, and the file in pieces. All that is wrong is said now."""
     if (list_id is None) == (features is None):
         raise ConfigError("Name the features (SLUG --features 1,5,9-12) or a list (--list ID), one of the two.")
     if list_id is not None:
@@ -86,7 +86,7 @@ def exported_file(
         found = store.feature_list(list_id)
         return f"list-{found.list_id}.html", exported_list(store, found, version=saescope_version())
     if slug is None:
-        raise ConfigError("--features are features of which SAE? Write: saescope export html SLUG --features 1,5,9-12.")
+        raise ConfigError("--features are features of which SAE? Write: saescope export SLUG --features 1,5,9-12.")
     numbers = feature_numbers(features or "")
     return f"{slug}-features.html", exported_features(
         store, slug, numbers, corpus=corpus, version=saescope_version()

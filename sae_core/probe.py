@@ -29,6 +29,7 @@ from sae_core.records import (
     TokenPrediction,
 )
 from sae_core.sae import load_sae
+from sae_core.sparse import SparseCode
 from sae_core.tokens import framing, vocabulary
 from sae_core.tokens_text import display_strings
 
@@ -161,7 +162,7 @@ class Prober:
         parts: tuple[TokenPart, ...] = ()
         bias_share = bias_error = None
         if not is_special:
-            parts, bias_share, bias_error = self._parts(code.active()[1:], target_acts)
+            parts, bias_share, bias_error = self._parts(code, target_acts)
         return Decomposition(
             slug=self.info.slug,
             text=text,
@@ -177,17 +178,23 @@ class Prober:
             seconds=time.monotonic() - started,
         )
 
-    def _parts(self, active: tuple[Tensor, Tensor], target_acts: Tensor) -> tuple[tuple[TokenPart, ...], float, float]:
-        """What each active feature adds to the reconstruction of target_acts (d_out); b_dec's share; its error."""
-        features, values = (column.tolist() for column in active)
+    def _parts(self, code: SparseCode, target_acts: Tensor) -> tuple[tuple[TokenPart, ...], float, float]:
+        """What each active feature adds to the reconstruction of target_acts (d_out); b_dec's share; its error.
+
+        With b_dec counts what no feature has to do with: a token's mean, and what a skip connection adds.
+        """
+        features, values = (column.tolist() for column in code.active()[1:])
         x = target_acts.double().cpu()
         size = max(float(x @ x), _TINY)
-        bias = self.sae.b_dec.double().cpu()
+        scale = 1.0 if code.row_scale is None else float(code.row_scale)
+        bias = scale * self.sae.b_dec.double().cpu()
+        if code.row_offset is not None:
+            bias = bias + code.row_offset[0].double().cpu()
         left = x - bias
         bias_error = float(left @ left) / size
         parts = []
         for feature_index, activation in sorted(zip(features, values, strict=True), key=lambda pair: (-pair[1], pair)):
-            added = activation * self.sae.W_dec[feature_index].double().cpu()
+            added = scale * activation * self.sae.W_dec[feature_index].double().cpu()
             left = left - added
             parts.append(
                 TokenPart(

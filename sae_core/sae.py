@@ -13,18 +13,25 @@ What each keeps:
     batchtopk   the k · N largest of a batch of N tokens; in use, those    Bussmann et al. 2412.06410
                 above one threshold that gives k on average
     matryoshka  the same, its features trained in nested groups            Bussmann et al. 2503.17547
+    groupmax    the largest of each of k groups of features, if positive   EleutherAI/sparsify
 
 Where the paper reads model_acts without subtracting b_dec (relu, jumprelu), and in a transcoder, whose b_dec lives in
 another space than its inputs, nothing is subtracted. A transcoder reads one hook point and predicts another
 (Dunefsky et al. 2406.11944); for an SAE the two are the same.
 
-Saved rows of `W_dec` have unit norm, so that an activation is the length of what the feature adds to `sae_out`, in the
-units of the model's own activations: whoever loads the weights feeds them the model's vectors as they are.
+What is trained here has rows of `W_dec` of unit norm, so that an activation is the length of what the feature adds to
+`sae_out`, in the units of the model's own activations: whoever loads the weights feeds them the model's vectors as they
+are. What was trained elsewhere (`formats`) computes what it computed there, whatever its norms, and may also have
+
+    subtracts_b_dec   the other choice than its architecture's
+    input_norm        model_acts are normalised token by token, and what comes out is scaled back (`input_norm`)
+    W_skip            sae_out has model_acts @ W_skip.T added to it (skip transcoders, Paulo et al. 2501.18823)
 """
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -33,6 +40,7 @@ from torch import Tensor, nn
 
 from sae_core import select, sparse
 from sae_core.errors import WeightsError
+from sae_core.input_norm import INPUT_NORMS
 from sae_core.ranks import Ranks
 from sae_core.shards import add_up, largest_of_batch, largest_of_rows, same_on_all
 from sae_core.sparse import SparseCode
@@ -45,7 +53,7 @@ class SAE(nn.Module):
     """The core that all architectures share. `k` is the number of features per token that it is built for."""
 
     architecture: ClassVar[str]
-    subtracts_b_dec: ClassVar[bool] = True
+    subtracts_b_dec: bool = True  # of the architecture; an SAE that was trained elsewhere may differ
     features_compete: ClassVar[bool] = False  # whether a feature is active depends on the others' pre-activations
 
     def __init__(self, d_in: int, d_sae: int, k: int, *, d_out: int | None = None) -> None:
@@ -53,6 +61,7 @@ class SAE(nn.Module):
         super().__init__()
         self.k = k
         self.is_transcoder = d_out is not None
+        self.input_norm = "none"  # one of INPUT_NORMS
         self.selects_in_bfloat16 = False  # see `select`; training may set it
         self.ranks = Ranks()  # training may spread features or rows over several
         directions = nn.functional.normalize(torch.randn(d_sae, d_in), dim=1)
@@ -64,6 +73,8 @@ class SAE(nn.Module):
             self.W_dec = nn.Parameter(nn.functional.normalize(torch.randn(d_sae, d_out), dim=1))
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.b_dec = nn.Parameter(torch.zeros(self.W_dec.shape[1]))
+        self.register_parameter("W_skip", None)  # (d_out, d_in)
+        self.W_skip: nn.Parameter | None
 
     @property
     def d_in(self) -> int:
@@ -84,12 +95,23 @@ class SAE(nn.Module):
 
     def centred(self, model_acts: Tensor) -> Tensor:
         """What the encoder multiplies, (N, d_in); `b_dec`'s gradient goes through `sparse.pre_acts_at` instead."""
-        return model_acts if self.encoder_bias is None else model_acts - self.encoder_bias.detach()
+        x = INPUT_NORMS[self.input_norm](model_acts).x
+        return x if self.encoder_bias is None else x - self.encoder_bias.detach()
 
     def encode(self, model_acts: Tensor) -> SparseCode:
         """The sparse code of model_acts (N, d_in)."""
         x = self.centred(model_acts)
-        return self._code(x, self._select(x))
+        return self._with_rows(self._code(x, self._select(x)), model_acts)
+
+    def _with_rows(self, code: SparseCode, model_acts: Tensor) -> SparseCode:
+        """The code, with what `decode` needs to know of each token beside its features."""
+        norm = INPUT_NORMS[self.input_norm](model_acts)
+        if not self.is_transcoder:  # whose targets were never normalised
+            code.row_scale, code.row_offset = norm.scale, norm.offset
+        if self.W_skip is not None:
+            skipped = model_acts @ self.W_skip.T
+            code.row_offset = skipped if code.row_offset is None else code.row_offset + skipped
+        return code
 
     def _code(self, x: Tensor, code: SparseCode) -> SparseCode:
         """The entries that were selected for centred x, with their activations as values: differentiable."""
@@ -98,7 +120,8 @@ class SAE(nn.Module):
 
     def pre_acts(self, model_acts: Tensor) -> Tensor:
         """All pre-activations of model_acts (N, d_in), (N, d_sae): dense, with a dense gradient."""
-        centred = model_acts if self.encoder_bias is None else model_acts - self.encoder_bias
+        x = INPUT_NORMS[self.input_norm](model_acts).x
+        centred = x if self.encoder_bias is None else x - self.encoder_bias
         return centred @ self.W_enc + self.b_enc
 
     def readings(self, model_acts: Tensor, features: Tensor) -> Tensor:
@@ -113,8 +136,11 @@ class SAE(nn.Module):
         return self.W_dec[features] @ self.W_enc[:, features]
 
     def decode(self, code: SparseCode) -> Tensor:
-        """`sae_out` (N, d_out) of a sparse code."""
-        return add_up(sparse.decode(code, self.W_dec), self.ranks) + self.b_dec
+        """`sae_out` (N, d_out) of a sparse code that `encode` made."""
+        sae_out = add_up(sparse.decode(code, self.W_dec), self.ranks) + self.b_dec
+        if code.row_scale is not None:
+            sae_out = sae_out * code.row_scale
+        return sae_out if code.row_offset is None else sae_out + code.row_offset
 
     def forward(self, model_acts: Tensor) -> Tensor:
         """`sae_out` (…, d_out) for model_acts (…, d_in)."""
@@ -158,6 +184,13 @@ class SAE(nn.Module):
         self._scale_activations(self.b_enc.new_tensor(1 / target_scale))
         self.b_dec.div_(target_scale)
 
+    @torch.no_grad()
+    def fold_scale_keeping_activations(self, scale: float) -> None:
+        """Turns an SAE of `model_acts · scale` into one of `model_acts` with the same activations; W_dec shrinks."""
+        self.W_enc.mul_(scale)
+        self.W_dec.div_(scale)
+        self.b_dec.div_(scale)
+
     def _scale_activations(self, factor: Tensor) -> None:
         """Scales what is added to or compared with pre-activations; `factor` is a scalar or (d_sae,)."""
         self.b_enc.mul_(factor)
@@ -166,9 +199,18 @@ class SAE(nn.Module):
         """Writes weights and shape into `folder`, each file whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        shape = {"architecture": self.architecture, "d_in": self.d_in, "d_sae": self.d_sae, "k": self.k}
+        shape: dict[str, object] = {
+            "architecture": self.architecture,
+            "d_in": self.d_in,
+            "d_sae": self.d_sae,
+            "k": self.k,
+        }
         if self.is_transcoder:
             shape["d_out"] = self.d_out
+        if self.subtracts_b_dec != type(self).subtracts_b_dec:
+            shape["subtracts_b_dec"] = self.subtracts_b_dec
+        if self.input_norm != "none":
+            shape["input_norm"] = self.input_norm
         save_file(tensors, folder / f"{WEIGHTS_FILE}.new")
         (folder / f"{SHAPE_FILE}.new").write_text(json.dumps(shape, indent=2) + "\n")
         for name in (WEIGHTS_FILE, SHAPE_FILE):
@@ -184,7 +226,7 @@ class TopKSAE(SAE):
     def encode_top(self, model_acts: Tensor, k: int) -> SparseCode:
         """The sparse code of model_acts (N, d_in) with another k."""
         x = self.centred(model_acts)
-        return self._code(x, self._select_top(x, k))
+        return self._with_rows(self._code(x, self._select_top(x, k)), model_acts)
 
     def _select(self, x: Tensor) -> SparseCode:
         return self._select_top(x, self.k)
@@ -282,11 +324,13 @@ class JumpReLUSAE(SAE):
     def __init__(self, d_in: int, d_sae: int, k: int, *, d_out: int | None = None) -> None:
         super().__init__(d_in, d_sae, k, d_out=d_out)
         self.log_threshold = nn.Parameter(torch.full((d_sae,), 1e-3).log())
+        self.register_buffer("fixed_threshold", None)  # (d_sae,): of one trained elsewhere, to the last bit
+        self.fixed_threshold: Tensor | None
 
     @property
     def threshold(self) -> Tensor:
-        """(d_sae,), positive."""
-        return self.log_threshold.exp()
+        """(d_sae,), positive; of one trained elsewhere it may be 0."""
+        return self.log_threshold.exp() if self.fixed_threshold is None else self.fixed_threshold
 
     def encode_near_threshold(self, model_acts: Tensor, margin: float) -> SparseCode:
         """Pre-activations that are positive and no more than `margin` below their threshold."""
@@ -303,7 +347,10 @@ class JumpReLUSAE(SAE):
 
     def _scale_activations(self, factor: Tensor) -> None:
         super()._scale_activations(factor)
-        self.log_threshold.add_(factor.log())
+        if self.fixed_threshold is None:
+            self.log_threshold.add_(factor.log())
+        else:
+            self.fixed_threshold.mul_(factor)
 
 
 ARCHITECTURES: dict[str, type[SAE]] = {
@@ -311,19 +358,68 @@ ARCHITECTURES: dict[str, type[SAE]] = {
 }
 
 
+class GroupMaxSAE(SAE):
+    """The largest pre-activation of each of k groups of neighbouring features, if positive: sparsify's, read only."""
+
+    architecture = "groupmax"
+    features_compete = True
+    _ROWS: ClassVar[int] = 1024  # whose pre-activations are made at a time
+
+    def _select(self, x: Tensor) -> SparseCode:
+        size = self.d_sae // self.k
+        starts = torch.arange(0, self.d_sae, size, device=x.device)
+        largest = [
+            (rows @ self.W_enc + self.b_enc).unflatten(1, (self.k, size)).max(dim=2)
+            for rows in torch.split(x, self._ROWS)
+        ]
+        indices = torch.cat([found.indices + starts for found in largest])  # (N, k)
+        return SparseCode.of_rows(indices, torch.cat([found.values for found in largest]), d_sae=self.d_sae)
+
+
+# What is read and never trained here.
+_FOREIGN: dict[str, type[SAE]] = {GroupMaxSAE.architecture: GroupMaxSAE}
+
+# Tensors that not every SAE has, and their shapes.
+_OPTIONAL: dict[str, Callable[[SAE], tuple[int, ...]]] = {
+    "W_skip": lambda sae: (sae.d_out, sae.d_in),
+    "fixed_threshold": lambda sae: (sae.d_sae,),
+}
+
+
+def sae_of(shape: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SAE:
+    """An SAE in float32 of the shape that `save` writes and of tensors by the names of its own.
+
+    Raises ValueError, KeyError or TypeError if they do not fit.
+    """
+    d_in, d_sae, k = (int(shape[name]) for name in ("d_in", "d_sae", "k"))
+    with torch.device("meta"):
+        sae = (ARCHITECTURES | _FOREIGN)[shape["architecture"]](d_in, d_sae, k, d_out=shape.get("d_out"))
+    sae.subtracts_b_dec = bool(shape.get("subtracts_b_dec", sae.subtracts_b_dec))
+    sae.input_norm = shape.get("input_norm", "none")
+    if not 1 <= k <= d_sae or sae.input_norm not in INPUT_NORMS:
+        raise ValueError("k or input_norm")
+    expected = {name: tuple(tensor.shape) for name, tensor in sae.state_dict().items()}
+    expected |= {name: of(sae) for name, of in _OPTIONAL.items() if name in tensors}
+    if "fixed_threshold" in expected:
+        expected.pop("log_threshold", None)
+        sae.register_parameter("log_threshold", None)
+    for name, size in expected.items():
+        tensor = tensors[name].to(torch.float32)
+        if tuple(tensor.shape) != size:
+            raise ValueError(f"{name} does not fit")
+        if name == "W_enc":
+            tensor = tensor.T.contiguous().T  # in the memory order that `sparse` is fastest with
+        is_buffer = name in sae._buffers
+        setattr(sae, name, tensor if is_buffer else nn.Parameter(tensor))
+    return sae.requires_grad_(False).eval()
+
+
 def load_sae(folder: Path, *, device: torch.device | str = "cpu") -> SAE:
     """The SAE that `save` wrote into `folder`; raises WeightsError if it is not there or not whole."""
     try:
         shape = json.loads((folder / SHAPE_FILE).read_text())
-        tensors = load_file(folder / WEIGHTS_FILE)
-        d_in, d_sae, k = (int(shape[name]) for name in ("d_in", "d_sae", "k"))
-        sae = ARCHITECTURES[shape["architecture"]](d_in, d_sae, k, d_out=shape.get("d_out"))
-        for name, tensor in sae.state_dict().items():
-            if tensors[name].shape != tensor.shape or not 1 <= k <= d_sae:
-                raise ValueError(f"{name} does not fit {SHAPE_FILE}")
-            tensor.copy_(tensors[name])
+        return sae_of(shape, load_file(folder / WEIGHTS_FILE)).to(device)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise WeightsError(f"There are no SAE weights in {folder}; train the SAE again, or check --home.") from error
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
         raise WeightsError(f"The SAE weights in {folder} are damaged; train the SAE again.") from error
-    return sae.to(device).requires_grad_(False).eval()

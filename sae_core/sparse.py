@@ -30,7 +30,9 @@ _EAGER_BYTES = 64 << 20  # of products that are made at a time where no compiled
 class SparseCode:
     """Entries of N tokens over `d_sae` features: `offsets` (N + 1,) int64, `indices` (E,) int64, `values` (E,).
 
-    An entry whose value is 0 is inactive. Within a row each feature stands at most once.
+    An entry whose value is 0 is inactive. Within a row each feature stands at most once. Where an SAE normalises its
+    input or has a skip connection, `row_scale` (N, 1) and `row_offset` (N, 1 or d_out) are what a row's decoded sum is
+    multiplied by and what is then added to it.
     """
 
     def __init__(self, offsets: Tensor, indices: Tensor, values: Tensor, *, d_sae: int) -> None:
@@ -38,6 +40,8 @@ class SparseCode:
         self.indices = indices
         self.values = values
         self.d_sae = d_sae
+        self.row_scale: Tensor | None = None
+        self.row_offset: Tensor | None = None
         self._by_feature: list[tuple[Tensor, Tensor, Tensor]] = []  # one, once made; of all codes of these entries
 
     @classmethod
@@ -60,6 +64,7 @@ class SparseCode:
     def with_values(self, values: Tensor) -> "SparseCode":
         """The same entries with other values."""
         code = SparseCode(self.offsets, self.indices, values, d_sae=self.d_sae)
+        code.row_scale, code.row_offset = self.row_scale, self.row_offset
         code._by_feature = self._by_feature
         return code
 

@@ -38,7 +38,7 @@ def ablate(
     alone = [(feature_index,) for feature_index in chosen] if len(chosen) > 1 else []
     logits = _logits_without(prober, asked, [(), chosen, *alone])  # (2 + n, vocab)
     values = [sum(w * float(row[token_id]) for token_id, w in asked.weights.items()) for row in logits]
-    predicted = _predicted(prober, asked)
+    predicted = _predicted(asked)
     before, after = logits[0].log_softmax(dim=0), logits[1].log_softmax(dim=0)
     return Ablation(
         feature_indices=chosen,
@@ -59,13 +59,12 @@ def ablate(
 @torch.inference_mode()
 def _logits_without(prober: Prober, asked: Question, removed: Sequence[tuple[int, ...]]) -> Tensor:
     """Logits (n, vocab) after the chosen token, each row without other features, from one forward pass."""
-    rows, features, values = asked.entries
-    added = values[:, None] * prober.sae.W_dec[features]  # (E, d_out)
+    rows, features, _ = asked.entries
     shape = asked.found.write_acts.shape
     taken = torch.zeros(len(removed), *shape, device=asked.ids.device)
     for row, chosen in enumerate(removed):
         is_chosen = torch.isin(features, torch.tensor(chosen, dtype=features.dtype, device=features.device))
-        taken[row].index_add_(0, rows[is_chosen], added[is_chosen])
+        taken[row].index_add_(0, rows[is_chosen], asked.added[is_chosen])
     hooks = (prober.info.hook_name, prober.info.target_hook_name)
     head = prober.model.module.get_output_embeddings()
     with (
@@ -76,9 +75,9 @@ def _logits_without(prober: Prober, asked: Question, removed: Sequence[tuple[int
     return logits
 
 
-def _predicted(prober: Prober, asked: Question) -> dict[int, float]:
+def _predicted(asked: Question) -> dict[int, float]:
     """Change of the explained number without each feature, as the gradient has it."""
-    total, _ = entry_effects(prober, asked)
+    total, _ = entry_effects(asked)
     found: dict[int, float] = {}
     for feature_index, effect in zip(asked.entries[1].tolist(), total.tolist(), strict=True):
         found[feature_index] = found.get(feature_index, 0.0) - effect

@@ -1,6 +1,7 @@
 """Why the model says a token: what each feature, and all that is no feature, adds to its logit.
 
-    h[t]  = Σ_i a[t, i] · W_dec[i] + b_dec + error[t]      the vector where the SAE writes, on each token t
+    h[t]  = Σ_i a[t, i] · W_dec[i] + b_dec + error[t]      the vector where the SAE writes, on each token t (times the
+                                                           token's scale, for an SAE that normalises what it reads)
     g[t]  = d explained / d h[t]                           from one backward pass
     total of feature i   = Σ_t a[t, i] · (g[t] · W_dec[i])
     direct of feature i  = a[p, i] · (u · W_dec[i])        u: from the chosen token p straight through the final norm
@@ -39,6 +40,8 @@ class Question:
     weights: dict[int, float]  # of the explained number
     found: Effects
     entries: tuple[Tensor, Tensor, Tensor]  # positions, features and activations of the active entries (E,)
+    added: Tensor  # (E, d_out): what each of them adds to the reconstruction
+    constant: Tensor  # (p + 1, d_out): what the reconstruction has without any of them
 
     @property
     def explained(self) -> float:
@@ -61,9 +64,9 @@ def attribute(
     """
     started = time.monotonic()
     asked = question(prober, text, token=token, target=target, against=against, max_tokens=max_tokens)
-    total, direct = entry_effects(prober, asked)
+    total, direct = entry_effects(asked)
     features = _features(asked, total, direct)
-    others = _others(prober, asked, features, max_features=max_features)
+    others = _others(asked, features, max_features=max_features)
     probabilities = asked.found.logits.softmax(dim=0)
     target_id, *rest = asked.weights
     return Attribution(
@@ -103,15 +106,20 @@ def question(
         weights[against_id] = -1.0
     found = effects(prober.model, upto, hook_names=hooks, position=position, weights=weights)
     counts = torch.tensor([not t.is_special for t in tokens[: position + 1]], device=upto.device)
-    rows, features, values = prober.sae.encode(found.read_acts).active()
+    code = prober.sae.encode(found.read_acts)
+    rows, features, values = code.active()
     kept = counts[rows]
+    rows, features, values = rows[kept], features[kept], values[kept]
+    added = values[:, None] * prober.sae.W_dec[features]
     return Question(
         ids=upto,
         counts=counts,
         position=position,
         weights=weights,
         found=found,
-        entries=(rows[kept], features[kept], values[kept]),
+        entries=(rows, features, values),
+        added=added if code.row_scale is None else added * code.row_scale[rows],
+        constant=prober.sae.decode(code.with_values(torch.zeros_like(code.values))),
     )
 
 
@@ -134,15 +142,13 @@ def token_text(prober: Prober, token_id: int) -> str:
 
 
 @torch.no_grad()
-def entry_effects(prober: Prober, asked: Question) -> tuple[Tensor, Tensor | None]:
+def entry_effects(asked: Question) -> tuple[Tensor, Tensor | None]:
     """Total and direct effect (E,), float64, of each active entry."""
-    rows, features, values = asked.entries
-    directions = prober.sae.W_dec[features].cpu().double()
-    values, here = values.cpu().double(), (rows == asked.position).cpu()
-    total = values * (directions * asked.found.gradient[rows].cpu().double()).sum(dim=1)
+    rows, added = asked.entries[0], asked.added.cpu().double()
+    total = (added * asked.found.gradient[rows].cpu().double()).sum(dim=1)
     if asked.found.readout is None:
         return total, None
-    return total, values * (directions @ asked.found.readout.cpu().double()) * here
+    return total, (added @ asked.found.readout.cpu().double()) * (rows == asked.position).cpu()
 
 
 def _features(asked: Question, total: Tensor, direct: Tensor | None) -> list[FeatureEffect]:
@@ -171,15 +177,12 @@ def _features(asked: Question, total: Tensor, direct: Tensor | None) -> list[Fea
 
 
 @torch.no_grad()
-def _others(
-    prober: Prober, asked: Question, features: list[FeatureEffect], *, max_features: int
-) -> tuple[OtherEffect, ...]:
+def _others(asked: Question, features: list[FeatureEffect], *, max_features: int) -> tuple[OtherEffect, ...]:
     """The rows that are no feature; with the shown features they add up to the explained number."""
     h, gradient, counts = asked.found.write_acts.cpu().double(), asked.found.gradient.cpu().double(), asked.counts.cpu()
-    code = prober.sae.encode(asked.found.read_acts)
-    b_dec = prober.sae.b_dec.cpu().double()
-    error = h - prober.sae.decode(code).cpu().double()
-    vectors = {"error": error * counts[:, None], "bias": b_dec * counts[:, None], "special": h * ~counts[:, None]}
+    constant = asked.constant.cpu().double()
+    error = (h - constant).index_add(0, asked.entries[0].cpu(), -asked.added.cpu().double())
+    vectors = {"error": error * counts[:, None], "bias": constant * counts[:, None], "special": h * ~counts[:, None]}
     hidden = features[max_features:]
     readout = None if asked.found.readout is None else asked.found.readout.cpu().double()
     totals = {name: float((gradient * vector).sum()) for name, vector in vectors.items()}

@@ -5,8 +5,10 @@
 
 The encoder reads a feature's own direction only in part (W_enc[:, i] · W_dec[i] is often near ½), so δ is the missing
 activation over that product; where several features are clamped, the δ solve the small linear system of all of them.
-A clamp to 0 leaves tokens alone on which the feature is not active. A transcoder's encoder reads another place than the
-one that is changed: there δ = value − activation, so that what the feature writes is value · W_dec[i].
+An SAE that normalises what it reads is clamped in steps, as its readings are not linear; its directions are scaled as
+its reconstructions are. A clamp to 0 leaves tokens alone on which the feature is not active. A transcoder's encoder
+reads another place than the one that is changed: there δ = value − activation, so that what the feature writes is
+value · W_dec[i].
 
 All changes are differences, so the reconstruction's error stays in the stream and cannot undo them. The control is
 changed by as much, on each token, as its own pushes would change it, but in one random direction.
@@ -22,6 +24,7 @@ from sae_core.causal.records import Measured, Push
 from sae_core.errors import PromptError
 from sae_core.sae import SAE
 
+CLAMP_STEPS = 40  # for an SAE that normalises what it reads
 LEAST_READ = 0.02  # of its own direction that an encoder must read for a clamp: below, δ would be fifty times as long
 
 
@@ -105,7 +108,7 @@ class Edits:
         """The change (n, d_out) of vectors h, where the encoder reads x; notes what it did."""
         features = torch.tensor([push.feature_index for push in column.pushes], device=h.device)
         before = self._activations(x, features)
-        push = self._added(column, h)
+        push = self._added(column, x, h)
         clamped = [i for i, one in enumerate(column.pushes) if one.mode == "clamp"]
         if clamped:
             push = push + self._clamped(column, clamped, x, push)
@@ -116,27 +119,35 @@ class Edits:
         tally.add(before=before, after=after, push=push, stream=h)
         return push
 
-    def _added(self, column: ColumnEdit, h: Tensor) -> Tensor:
+    def _added(self, column: ColumnEdit, x: Tensor, h: Tensor) -> Tensor:
         push = torch.zeros_like(h)
         for one in column.pushes:
             if one.mode == "add":
                 push = push + one.value * self._sae.W_dec[one.feature_index].float()
-        return push
+        return push * self._scale(x)
+
+    def _scale(self, x: Tensor) -> Tensor | float:
+        """What a token's reconstruction is multiplied with, (n, 1)."""
+        scale = self._sae.encode(x).row_scale
+        return 1.0 if scale is None else scale
 
     def _clamped(self, column: ColumnEdit, clamped: Sequence[int], x: Tensor, added: Tensor) -> Tensor:
         """What the clamps add to x once the other pushes have been added."""
         features = torch.tensor([column.pushes[i].feature_index for i in clamped], device=x.device)
         values = torch.tensor([column.pushes[i].value for i in clamped], device=x.device).expand(len(x), -1)
         if self._sae.is_transcoder:
-            missing = values - self._activations(x, features)
-        else:
-            pushed = x + added
-            readings = self._sae.readings(pushed, features)
-            stays = (values == 0) & (self._activations(pushed, features) == 0)
-            gaps = torch.where(stays, torch.zeros_like(values), values - readings)
-            missing = torch.linalg.solve(self._sae.slopes(features).float(), gaps, left=False)
-        change: Tensor = missing @ self._sae.W_dec[features].float()
-        return change
+            return (values - self._activations(x, features)) @ self._sae.W_dec[features].float()
+        first = x + added
+        readings = self._sae.readings(first, features)
+        stays = (values == 0) & (self._activations(first, features) == 0)
+        goals = torch.where(stays, readings, values)
+        slopes, scale = self._sae.slopes(features).float(), self._scale(x)
+        pushed = first
+        for _ in range(1 if isinstance(scale, float) else CLAMP_STEPS):
+            gaps = goals - self._sae.readings(pushed, features)
+            missing = torch.linalg.solve(slopes, gaps, left=False)
+            pushed = pushed + scale * (missing @ self._sae.W_dec[features].float())
+        return pushed - first
 
     def _activations(self, x: Tensor, features: Tensor) -> Tensor:
         """What the encoder reads of these features, (n, F)."""

@@ -1,4 +1,4 @@
-"""The file that `saescope export html` writes: it has what the pages have, needs nothing else, and holds no markup of
+"""The file that `saescope export` writes: it has what the pages have, needs nothing else, and holds no markup of
 others."""
 
 import re
@@ -138,7 +138,7 @@ def test_what_names_no_features(text: str, said: str) -> None:
 
 
 def run(tmp_path: Path, *words: str) -> int:
-    return cli.main(["export", "html", *words, "--home", str(tmp_path / "home")])
+    return cli.main(["export", *words, "--home", str(tmp_path / "home")])
 
 
 def test_the_command_writes_one_file(

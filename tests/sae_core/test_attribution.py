@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sae_core.causal.ablation import ablate
-from sae_core.causal.attribution import attribute
+from sae_core.causal.attribution import attribute, question
 from sae_core.causal.records import Attribution
 from sae_core.config import HOOKS
 from sae_core.errors import ModelError, NotFoundError, PromptError
@@ -174,6 +174,29 @@ def test_direct_effects_go_through_the_final_norm_with_its_scale_held(kind: str,
     if kind != "gemma2":
         rest = next(row for row in found.others if row.name == "rest")
         assert rest.direct == pytest.approx(float(bias @ weights), abs=1e-3)
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "constant_norm"])
+def test_an_sae_that_normalises_its_input_has_rows_that_are_what_it_adds(
+    norm: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    prober = prober_of(load_model(str(tiny_llama)), tmp_path)
+    prober.sae.input_norm = norm
+    found = attribute(prober, TEXT, token=6, max_features=500)
+    assert sums(found) == pytest.approx((found.explained, found.explained), abs=1e-9)
+    ids = torch.tensor([[t.token_id for t in found.tokens[:7]]])
+    x = prober.model.activations(ids, torch.ones_like(ids, dtype=torch.bool), prober.info.hook_name)[0]
+    code = prober.sae.encode(x)
+    effects_of_sae_out = sum(row.direct or 0 for row in found.features)
+    effects_of_sae_out += next(row.direct or 0 for row in found.others if row.name == "bias")
+    error = next(row.direct or 0 for row in found.others if row.name == "error")
+    share = error / (error + effects_of_sae_out)
+    sae_out = prober.sae.decode(code)[6]
+    question_of = question(prober, TEXT, token=6, target=None, against=None, max_tokens=99)
+    readout = question_of.found.readout
+    assert readout is not None
+    assert effects_of_sae_out == pytest.approx(float(readout @ sae_out), abs=1e-3)
+    assert share == pytest.approx(float(readout @ (x[6] - sae_out) / (readout @ x[6])), abs=1e-3)
 
 
 def test_a_transcoder_is_attributed_where_it_writes(tiny_llama: Path, tmp_path: Path) -> None:

@@ -226,6 +226,25 @@ def test_a_clamp_moves_the_activation_to_its_value(architecture: str, tiny_llama
     assert control[3] is not None and control[3] < 13
 
 
+@pytest.mark.parametrize("norm", ["layer_norm", "constant_norm"])
+def test_an_sae_that_normalises_its_input_is_clamped_too_and_adds_at_the_tokens_own_scale(
+    norm: str, tiny: Prober
+) -> None:
+    sae = load_sae(Path(tiny.info.weights_path))
+    sae.input_norm = norm
+    h = 3 * torch.randn(1, 6, sae.d_in, generator=torch.Generator().manual_seed(2))
+    pushes = (Push(feature_index=3, mode="clamp", value=3.0),)
+    edited = Edits(sae, [ColumnEdit(pushes=pushes)], seed=0)(h, h)
+    assert edited is not None
+    rows, features, values = sae.encode(edited[0]).active()
+    assert values[features == 3].tolist() == pytest.approx([3.0] * 6, abs=0.02)
+    added = Edits(sae, [ColumnEdit(pushes=(Push(feature_index=3, mode="add", value=2.0),))], seed=0)(h, h)
+    code = sae.encode(h[0])
+    assert added is not None and code.row_scale is not None
+    torch.testing.assert_close(added[0] - h[0], 2.0 * code.row_scale * sae.W_dec[3], atol=1e-4, rtol=1e-4)
+    assert len(set(rows.tolist())) == 6
+
+
 def test_a_dose_of_a_clamp_goes_so_far_towards_its_value(tiny: Prober) -> None:
     edits = Edits(tiny.sae, [ColumnEdit(pushes=CLAMP[:1], dose=dose) for dose in (0.5, 1.0)], seed=0)
     h = 3 * torch.randn(2, 5, tiny.sae.d_in, generator=torch.Generator().manual_seed(1))
@@ -325,7 +344,7 @@ def _disturbed(prober: Prober, asked: SteerRequest) -> list[object]:
         found.append(part)
         hooks = [m._forward_hooks or m._forward_pre_hooks for m in prober.model.module.modules()]
         assert not any(hooks)
-        prober.probe("some other text", top_k=3)
+        prober.probe("some other text")
     return found
 
 

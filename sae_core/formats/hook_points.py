@@ -1,0 +1,63 @@
+"""Hook points in other tools' spellings, as ours: TransformerLens names, module paths of `transformers`, folder names.
+
+What we have no hook point for gives None: the user then says with --hook which one is meant, if any is.
+"""
+
+import re
+
+_OURS = "resid_pre|resid_post|mlp_in|mlp_out|attn_out"
+# What stands behind a block's number -> the hook point; the first pattern that fits is taken.
+_TRANSFORMER_LENS = (
+    (rf"hook_({_OURS})", None),
+    (r"hook_in", "resid_pre"),
+    (r"hook_out", "resid_post"),
+    (r"ln2\.hook_normalized|mlp\.hook_in", "mlp_in"),
+    (r"mlp\.hook_out", "mlp_out"),
+    (r"attn\.hook_out", "attn_out"),
+)
+_BLOCK = r"(?:.*\.)?(?:layers|layer|h|blocks|block)\.(\d+)"
+_MODULES = (
+    (r"", "resid_post"),
+    (r"\.output", "resid_post"),
+    (r"\.input", "resid_pre"),
+    (r"\.(?:mlp|feed_forward|ffn)(?:\.output)?", "mlp_out"),
+    (r"\.post_feedforward_layernorm(?:\.output)?", "mlp_out"),
+    (r"\.(?:mlp|feed_forward|ffn)\.input|\.pre_feedforward_layernorm\.output", "mlp_in"),
+    (r"\.(?:self_attn|attn|attention|self_attention)(?:\.output)?", "attn_out"),
+)
+_INPUTS = {"resid_post": "resid_pre", "mlp_out": "mlp_in"}  # what the module reads that writes this
+
+
+def our_hook_name(name: object) -> str | None:
+    """`blocks.6.hook_resid_post` and its like, from any spelling that means one of ours."""
+    if not isinstance(name, str):
+        return None
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    if match:
+        for pattern, kind in _TRANSFORMER_LENS:
+            inner = re.fullmatch(pattern, match[2])
+            if inner:
+                return f"blocks.{int(match[1])}.hook_{kind or inner[1]}"
+    match = re.fullmatch(r"(resid_post|resid_pre|mlp_out|attn_out|attention_out)_layer_?(\d+)", name)
+    if match:
+        kind = "attn_out" if match[1] == "attention_out" else match[1]
+        return f"blocks.{int(match[2])}.hook_{kind}"
+    for pattern, kind in _MODULES:
+        match = re.fullmatch(f"{_BLOCK}(?:{pattern})", name)
+        if match:
+            return f"blocks.{int(match[1])}.hook_{kind}"
+    return None
+
+
+def input_of(hook_name: str | None) -> str | None:
+    """The hook point at which the module reads that writes this one: where its transcoder reads."""
+    match = re.fullmatch(r"(blocks\.\d+\.hook_)(\w+)", hook_name or "")
+    return match[1] + _INPUTS[match[2]] if match and match[2] in _INPUTS else None
+
+
+def split(hook_name: str) -> tuple[int, str]:
+    """Layer and hook point of one of our names."""
+    match = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", hook_name)
+    if match is None:
+        raise ValueError(hook_name)
+    return int(match[1]), match[2]
