@@ -93,4 +93,5 @@ def _model_worker(settings: Settings) -> ModelWorker:
         queue_size=settings.probe_queue,
         timeout=settings.probe_timeout,
         device=settings.device,
+        model_memory=settings.model_memory,
     )

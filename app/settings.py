@@ -47,6 +47,9 @@ class Settings:
     device: str | None = None
     """Where the model runs (`cpu`, `cuda`, `mps`); default the best that is there."""
 
+    model_memory: int | None = None
+    """Bytes that loaded models and SAEs may use together; default half of what is free on the device."""
+
     max_body_bytes: int = 2 * 1024 * 1024
     """Largest request body that is read, in bytes."""
 
@@ -68,6 +71,8 @@ class Settings:
         ):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give a number above 0.")
+        if self.model_memory is not None and self.model_memory <= 0:
+            raise ConfigError(f"model_memory is {self.model_memory}: give a number of bytes above 0.")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}: give a number from 0 to 65535.")
 
@@ -102,6 +107,7 @@ def _parsed(name: str, text: str) -> object:
         "probe_timeout": float,
         "steer_tokens": int,
         "steer_seconds": float,
+        "model_memory": int,
         "max_body_bytes": int,
     }
     if name == "read_only":

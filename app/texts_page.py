@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
@@ -138,7 +138,7 @@ async def _report(
     )  # fmt: skip
 
 
-def _frame(store: Store, slug: str, asked: TextsAsked) -> dict[str, object]:
+def _frame(store: Store, slug: str, asked: TextsAsked) -> dict[str, Any]:
     summary = store.sae(slug)
     return {
         "summary": summary, "slug": slug, "corpus": asked.corpus, "has_index": bool(summary.indexes), "asked": asked,

@@ -47,7 +47,7 @@ class Prefixes:
     """The newest text of each session; the longest untouched go first."""
 
     def __init__(
-        self, *, max_bytes: int = 256 << 20, max_age: float = 600.0, clock: Callable[[], float] = time.monotonic
+        self, *, max_bytes: int = 64 << 20, max_age: float = 600.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """`max_age` in seconds."""
         self._max_bytes, self._max_age, self._clock = max_bytes, max_age, clock

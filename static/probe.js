@@ -12,6 +12,7 @@ const session = crypto.getRandomValues(new Uint32Array(2)).join("-"); // of this
 let running = null; // {controller, since} of the request under way
 let wanted = null; // {changes} to ask for after it
 let timer = 0;
+let shownOrder = null; // how the lists are ranked that are seen
 
 // The form's state, with changes: a value of null is left out
 function state(changes = {}) {
@@ -53,8 +54,10 @@ async function ask(changes = {}) {
       body: JSON.stringify({ ...asked, session }),
     });
     const answer = new DOMParser().parseFromString(await response.text(), "text/html").getElementById("answer");
-    if (answer) show(answer, Boolean(asked.text.trim()));
+    const order = `${asked.sort} ${asked.max_density}`;
+    if (answer) show(answer, Boolean(asked.text.trim()), order === shownOrder);
     else say("The server failed on this; its log has the details.");
+    shownOrder = order;
   } catch (error) {
     if (error.name !== "AbortError") say("The server did not answer: is it still running?");
   }
@@ -86,21 +89,34 @@ async function follow() {
   setTimeout(follow, 500);
 }
 
-// Rows keep their place while the pointer or the focus is on their list.
-function inPlace(list, old) {
-  if (!old?.matches(":hover, :focus-within")) return;
-  const order = new Map([...old.children].map((item, i) => [item.dataset.feature, i]));
-  const rows = [...list.children].sort((a, b) => (order.get(a.dataset.feature) ?? 1e9) - (order.get(b.dataset.feature) ?? 1e9));
-  list.replaceChildren(...rows);
+// Rows keep their place while the pointer or the focus is on their list, and come into order when it leaves.
+const isHeld = (list) => list.matches(":hover, :focus-within");
+
+function arrange(list, placeOf) {
+  list.replaceChildren(...[...list.children].sort((a, b) => placeOf(a) - placeOf(b)));
 }
 
-function show(answer, hasText) {
+function inPlace(list, old) {
+  [...list.children].forEach((row, rank) => { row.dataset.rank = rank; });
+  if (!old || !isHeld(old)) return;
+  const order = new Map([...old.children].map((row, i) => [row.dataset.feature, i]));
+  arrange(list, (row) => order.get(row.dataset.feature) ?? 1e6 + Number(row.dataset.rank));
+}
+
+function release(event) {
+  const list = event.target.closest?.("ol.found");
+  requestAnimationFrame(() => {
+    if (list?.isConnected && !isHeld(list) && list.querySelector("[data-rank]")) arrange(list, (row) => Number(row.dataset.rank));
+  });
+}
+
+function show(answer, hasText, keepsPlaces) {
   const focused = result.contains(document.activeElement) ? document.activeElement : null;
   const place = focused?.closest("li, .tokens");
   const scrolled = new Map();
   for (const list of answer.querySelectorAll("ol.found")) {
     const old = document.getElementById(list.id);
-    inPlace(list, old);
+    inPlace(list, keepsPlaces ? old : null);
     scrolled.set(list.id, old?.scrollTop ?? 0);
   }
   const problem = answer.querySelector("#status.problem");
@@ -114,7 +130,7 @@ function show(answer, hasText) {
   settle();
   if (!focused?.name) return;
   const box = place?.dataset.feature && document.querySelector(`[data-feature="${place.dataset.feature}"]`);
-  const same = `[name="${focused.name}"][value="${CSS.escape(focused.value)}"]`;
+  const same = `:not([type=hidden])[name="${focused.name}"][value="${CSS.escape(focused.value)}"]`;
   ((box || result).querySelector(same) ?? result.querySelector(same))?.focus({ preventScroll: true });
 }
 
@@ -174,6 +190,8 @@ result.addEventListener("keydown", (event) => {
     hideTooltip();
   }
 });
+result.addEventListener("pointerout", release);
+result.addEventListener("focusout", release);
 startTooltips(result);
 settle();
 if (field.value.trim() && !document.getElementById("tokens") && !document.querySelector("#status.problem")) ask();

@@ -1,4 +1,4 @@
-"""The worker process: it keeps what was loaded, and answers one message after the other until the pipe ends.
+"""The worker process: it answers one message after the other until the pipe ends.
 
 Run(job)           ──> the job's answer, or Failure
 Open(ticket, job)  ──> None: the stream stands ready, or Failure
@@ -9,23 +9,18 @@ Close(ticket)      ──> None
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
-from app.inference.jobs import Job, LoadedProber, Stream
+from app.inference.jobs import Job, Stream
+from app.inference.shelf import Loader, Shelf
 from sae_core import errors
-from sae_core.errors import BusyError, SaescopeError
-from sae_core.records import SAEInfo
-
-MODELS_KEPT = 2  # loaded SAEs, each with its model, that the worker holds at a time
-
-Loader = Callable[[SAEInfo, str | None], LoadedProber]
+from sae_core.errors import BusyError, OutOfMemoryError, SaescopeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,45 +89,13 @@ class Failure:
         return SaescopeError(f"The model failed on this text ({self.kind}); the server's log has the details.")
 
 
-def load_prober(sae: SAEInfo, device: str | None) -> LoadedProber:
-    """The default loader; runs in the worker process, the only place where torch is imported."""
-    from sae_core.probe import Prober
-
-    return Prober(sae, device=device)
-
-
-class Shelf:
-    """The loaded SAEs, the least recently used going first; `app.inference.jobs.Loaded` to the jobs."""
-
-    def __init__(self, loader: Loader, *, device: str | None, max_tokens: int, tell: Callable[[Loading], None]) -> None:
-        """`tell` hears what is being loaded."""
-        self.max_tokens = max_tokens
-        self._loader, self._device, self._tell = loader, device, tell
-        self._probers: OrderedDict[tuple[str, str, int], LoadedProber] = OrderedDict()
-
-    def prober(self, sae: SAEInfo) -> LoadedProber:
-        """The SAE's prober, loaded again when its weights were written anew."""
-        key = (sae.slug, sae.weights_path, _modified(Path(sae.weights_path)))
-        if key in self._probers:
-            self._probers.move_to_end(key)
-            return self._probers[key]
-        for stale in [other for other in self._probers if other[0] == sae.slug]:
-            del self._probers[stale]
-        while len(self._probers) >= MODELS_KEPT:  # before loading, so that memory is free by then
-            self._probers.popitem(last=False)
-        self._tell(Loading(f"Loading the model {sae.model.model_name} with the SAE {sae.slug}…"))
-        try:
-            self._probers[key] = self._loader(sae, self._device)
-        finally:
-            self._tell(Loading(None))
-        return self._probers[key]
-
-
-def serve(pipe: Connection, loader: Loader, device: str | None, max_tokens: int) -> None:
+def serve(pipe: Connection, loader: Loader, device: str | None, max_tokens: int, budget: int | None) -> None:
     """The worker process: answer messages until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the app, which then ends this process
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    loaded = Shelf(loader, device=device, max_tokens=max_tokens, tell=pipe.send)
+    loaded = Shelf(
+        loader, device=device, max_tokens=max_tokens, budget=budget, tell=lambda what: pipe.send(Loading(what))
+    )
     streams: dict[int, Iterator[Any]] = {}
     while True:
         try:
@@ -157,8 +120,19 @@ def _answer(message: Message, *, loaded: Shelf, streams: dict[int, Iterator[Any]
             case Close(ticket):
                 _close(ticket, streams)
     except Exception as error:
-        return Failure.of(error)
+        return Failure.of(_out_of_memory(error) or error)
     return None
+
+
+def _out_of_memory(error: Exception) -> OutOfMemoryError | None:
+    """What torch says in a page of figures, in a sentence; what it held for this request is free again."""
+    if "torch" not in sys.modules:
+        return None
+    from sae_core.memory import is_out_of_memory
+
+    if not is_out_of_memory(error):
+        return None
+    return OutOfMemoryError("The model ran out of memory on this text: try a shorter one, or fewer at a time.")
 
 
 def _next_part(ticket: int, streams: dict[int, Iterator[Any]]) -> Part:
@@ -179,13 +153,6 @@ def _close(ticket: int, streams: dict[int, Iterator[Any]]) -> None:
     close = getattr(stream, "close", None)
     if close is not None:
         close()
-
-
-def _modified(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0  # the loader says what is missing
 
 
 def _exit_with_parent() -> None:

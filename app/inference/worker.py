@@ -20,20 +20,8 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol, TypeVar
 
 from app.inference.jobs import Job, LoadJob, Stream
-from app.inference.process import (
-    Close,
-    Failure,
-    Loader,
-    Loading,
-    Message,
-    Next,
-    Open,
-    Part,
-    Run,
-    RunAll,
-    load_prober,
-    serve,
-)
+from app.inference.process import Close, Failure, Loading, Message, Next, Open, Part, Run, RunAll, serve
+from app.inference.shelf import Loader, ProberLoader
 from sae_core.errors import BusyError, SaescopeError
 from sae_core.records import SAEInfo
 
@@ -86,10 +74,12 @@ class ModelWorker:
         queue_size: int = 16,
         timeout: float = 120.0,
         device: str | None = None,
-        loader: Loader = load_prober,
+        model_memory: int | None = None,
+        loader: Loader | None = None,
     ) -> None:
+        """`timeout` in seconds, `model_memory` in bytes: by default a share of what is free."""
         self._queue_size, self._timeout = queue_size, timeout
-        self._serve_arguments = (loader, device, max_tokens)
+        self._serve_arguments = (loader or ProberLoader(), device, max_tokens, model_memory)
         self._waiting: deque[_Turn] = deque()
         self._arrived = threading.Condition()  # guards what waits
         self._dispatcher: threading.Thread | None = None

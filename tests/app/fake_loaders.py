@@ -8,6 +8,7 @@ from pathlib import Path
 
 from app import inference
 from app.inference import Stream
+from app.inference.shelf import Sizes
 from sae_core.errors import PromptTooLongError, SaescopeError, WeightsError
 from sae_core.records import Decomposition, Predictions, ProbeResult, Prompt, SAEInfo
 from tests.app.fake_prober import fake_decomposition, fake_predictions, fake_result
@@ -72,7 +73,19 @@ class CountStream(Stream[int]):
                 self.closed.touch()
 
 
-def load(sae: SAEInfo, device: str | None) -> Loaded:
-    if sae.slug == "broken":
-        raise WeightsError(f"The weights of {sae.slug} are half-written; train it again.")
-    return Loaded(sae)
+class FakeLoader:
+    """Models of 100 bytes and SAEs of 10, unless the SAE's config says "bytes"; "broken" cannot be loaded."""
+
+    def budget(self, device: str | None) -> int:
+        return 10**6
+
+    def sizes(self, sae: SAEInfo) -> Sizes:
+        return Sizes(model_key=sae.model.model_name, model_bytes=100, sae_bytes=int(str(sae.config.get("bytes", 10))))
+
+    def load(self, sae: SAEInfo, device: str | None, like: inference.LoadedProber | None) -> Loaded:
+        if sae.slug == "broken":
+            raise WeightsError(f"The weights of {sae.slug} are half-written; train it again.")
+        return Loaded(sae)
+
+
+load = FakeLoader()

@@ -20,8 +20,7 @@ def test_every_field_is_read_from_the_environment() -> None:
     values = {
         "home": "/data", "database_url": "postgresql://x/y", "host": "0.0.0.0", "port": "9", "max_prompt_tokens": "7",
         "probe_queue": "3", "probe_timeout": "1.5", "device": "cpu", "max_body_bytes": "100",
-        "steer_tokens": "8", "steer_seconds": "2.5",
-        "read_only": "True",
+        "steer_tokens": "8", "steer_seconds": "2.5", "read_only": "True", "model_memory": "8000000000",
     }  # fmt: skip
     assert set(values) == {field.name for field in dataclasses.fields(Settings)}
     settings = Settings.from_env({f"SAESCOPE_{name.upper()}": value for name, value in values.items()})
