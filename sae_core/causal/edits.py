@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sae_core.causal.records import Measured, Push
 from sae_core.errors import PromptError
+from sae_core.input_norm import INPUT_NORMS
 from sae_core.sae import SAE
 
 CLAMP_STEPS = 40  # for an SAE that normalises what it reads
@@ -128,7 +129,7 @@ class Edits:
 
     def _scale(self, x: Tensor) -> Tensor | float:
         """What a token's reconstruction is multiplied with, (n, 1)."""
-        scale = self._sae.encode(x).row_scale
+        scale = INPUT_NORMS[self._sae.input_norm](x).scale
         return 1.0 if scale is None else scale
 
     def _clamped(self, column: ColumnEdit, clamped: Sequence[int], x: Tensor, added: Tensor) -> Tensor:
