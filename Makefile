@@ -66,6 +66,10 @@ bench-index: .venv/.installed ## Time the index against its floor and SAEDashboa
 bench-probe: .venv/.installed ## Time probes against the bare model, while one types, and with 32 readers at once
 	@$(python) -m benchmarks.probe $(ARGS)
 
+.PHONY: bench-load
+bench-load: .venv/.installed-dev ## Ask a dashboard for a minute as 50 readers do, pages and probes mixed
+	@$(python) -m benchmarks.load $(ARGS)
+
 .PHONY: bench-web
 bench-web: .venv/.installed-dev ## Time the dashboard's pages under eight clients, with 4,096 and with a million features
 	@$(python) -m benchmarks.web $(ARGS)

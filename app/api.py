@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from app import charts
 from app.deps import (
     LONGEST_TEXT,
+    Colour,
     CorpusParams,
     FeatureIndex,
     FeatureListParams,
@@ -28,6 +29,7 @@ from app.deps import (
     Slug,
     StoreDep,
     VersionDep,
+    shown_pins,
 )
 from app.glossary import TERMS, Term
 from app.inference import PredictJob, WorkerState
@@ -73,7 +75,8 @@ class ProbeRequest(BaseModel):
     text: str = Field(description="the text, at most the server's limit of tokens")
     top_k: int = Field(default=TOP_K, ge=1, le=512, description="features per token")
     top_features: int = Field(default=TOP_FEATURES, ge=0, le=1000, description="features over the whole text")
-    pins: Pins = Field(default=[], description="features to have in the answer wherever they rank")
+    pin: Pins = Field(default=[], description="features to have in the answer wherever they rank")
+    feature: Colour = Field(default=None, description="one more of them; what colours the page may stand here too")
     sort: ProbeSort = Field(default="strength", description="how `features` are ranked, after all filters")
     corpus: Name = Field(default=None, description="the corpus that densities and maxima come from")
     max_density: Share = Field(default=None, description="leave out features that are active more often than this")
@@ -210,7 +213,6 @@ async def _probe(
     store: StoreDep, inference: InferenceDep, points: PointsDep, *, slug: str, asked: ProbeRequest
 ) -> ProbeReport:
     summary = await run_in_threadpool(store.sae, slug)
-    wanted = asked.model_dump(exclude={"pins"})
-    return await probe_report(
-        store, inference, points=points, summary=summary, asked=Asked(**wanted, pins=tuple(asked.pins))
-    )
+    wanted = asked.model_dump(exclude={"pin", "feature"})
+    pins = shown_pins(asked.pin, asked.feature)
+    return await probe_report(store, inference, points=points, summary=summary, asked=Asked(**wanted, pins=pins))

@@ -160,6 +160,11 @@ Session = Annotated[
 ]
 
 
+def shown_pins(pins: list[int], colour: int | str | None) -> tuple[int, ...]:
+    """The pinned features and the one that colours the text, each once."""
+    return tuple(dict.fromkeys([*pins, *([colour] if isinstance(colour, int) else [])]))
+
+
 class ProbeQuery(CorpusQuery):
     """A text and what is picked out in it: all of a probe page's state."""
 
@@ -177,7 +182,7 @@ class ProbeQuery(CorpusQuery):
     @property
     def shown_pins(self) -> tuple[int, ...]:
         """The features that must be in the answer wherever they rank."""
-        return tuple(dict.fromkeys([*self.pin, *([self.feature] if isinstance(self.feature, int) else [])]))
+        return shown_pins(self.pin, self.feature)
 
     def state(self) -> dict[str, Any]:
         """All that was chosen, but the text."""

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from app.rendering import page
+from app.rendering import RETRY_AFTER, page
 from sae_core.errors import SaescopeError
 
 log = logging.getLogger(__name__)
@@ -89,4 +89,4 @@ def _sentence(errors: Sequence[Any]) -> str:
 
 
 def _headers(status: int) -> dict[str, str] | None:
-    return {"Retry-After": "5"} if status == 503 else None
+    return {"Retry-After": RETRY_AFTER} if status == 503 else None

@@ -102,9 +102,8 @@ def twin(slug: str, query: ProbeQuery) -> str:
     """The address of the same facts as JSON."""
     if not query.text.strip():
         return url(f"/api/saes/{slug}", corpus=query.corpus)
-    pins = ",".join(str(pin) for pin in query.shown_pins)
-    asked = query.model_dump(include={"text", "sort", "corpus", "max_density", "special"})
-    return url(f"/api/saes/{slug}/probe", **asked, pins=pins)
+    asked = query.model_dump(include={"text", "feature", "sort", "corpus", "max_density", "special"})
+    return url(f"/api/saes/{slug}/probe", **asked, pin=",".join(str(pin) for pin in query.pin))
 
 
 async def answered(

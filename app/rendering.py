@@ -30,6 +30,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE if (HERE / "templates").is_dir() else HERE.parent
 TEMPLATES, STATIC = ROOT / "templates", ROOT / "static"
 PLOTLY = "plotly.min.js"  # served beside our own files, from the installed wheel
+RETRY_AFTER = "5"  # seconds, with every 503
 ONE_YEAR = 365 * 24 * 3600
 
 
@@ -53,7 +54,8 @@ def page(request: Request, template: str, *, status_code: int = 200, **values: o
     """One page of HTML. `json_url` defaults to the address of the page's JSON twin."""
     query = f"?{request.url.query}" if request.url.query else ""
     values.setdefault("json_url", f"/api{quote(request.url.path)}{query}")
-    return HTMLResponse(rendered(request, template, **values), status_code=status_code)
+    headers = {"Retry-After": RETRY_AFTER} if status_code == 503 else None
+    return HTMLResponse(rendered(request, template, **values), status_code=status_code, headers=headers)
 
 
 def rendered(request: Request, template: str, **values: object) -> str:

@@ -74,7 +74,7 @@ class CountStream(Stream[int]):
 
 
 class FakeLoader:
-    """Models of 100 bytes and SAEs of 10, unless the SAE's config says "bytes"; "broken" cannot be loaded."""
+    """Models of 100 bytes and SAEs of 10 or the config's "bytes"; "broken" fails, "slow" takes a second."""
 
     def budget(self, device: str | None) -> int:
         return 10**6
@@ -85,6 +85,8 @@ class FakeLoader:
     def load(self, sae: SAEInfo, device: str | None, like: inference.LoadedProber | None) -> Loaded:
         if sae.slug == "broken":
             raise WeightsError(f"The weights of {sae.slug} are half-written; train it again.")
+        if sae.slug == "slow":
+            time.sleep(1)
         return Loaded(sae)
 
 

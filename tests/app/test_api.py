@@ -49,7 +49,7 @@ def test_probe_answers_tokens_and_ranked_features(client: TestClient) -> None:
 
 def test_probe_has_labels_and_densities_of_the_corpus_asked_for(client: TestClient, store: Store) -> None:
     stats = store.feature_stats("demo", [0], corpus="stories")[0]
-    answer = client.post("/api/saes/demo/probe", json={"text": "king", "pins": [0], "corpus": "stories"}).json()
+    answer = client.post("/api/saes/demo/probe", json={"text": "king", "pin": [0], "corpus": "stories"}).json()
     pinned = next(feature for feature in answer["features"] if feature["feature_index"] == 0)
     assert (pinned["label"], pinned["density"]) == ("words for a spouse", stats.density)
 
@@ -106,7 +106,7 @@ def test_what_the_worker_is_at(client: TestClient) -> None:
 def test_pinned_feature_is_in_the_answer_wherever_it_ranks(client: TestClient) -> None:
     everything = client.post("/api/saes/demo/probe", json={"text": "the king", "top_features": 1000}).json()
     last = everything["features"][-1]["feature_index"]
-    answer = client.post("/api/saes/demo/probe", json={"text": "the king", "top_features": 1, "pins": [last]}).json()
+    answer = client.post("/api/saes/demo/probe", json={"text": "the king", "top_features": 1, "pin": [last]}).json()
     assert [f["feature_index"] for f in answer["features"]] == [everything["features"][0]["feature_index"], last]
     assert answer["n_features"] == everything["n_features"]
 
@@ -117,7 +117,7 @@ def test_probe_of_an_unindexed_sae_has_no_densities(client: TestClient) -> None:
 
 
 def test_what_a_form_leaves_empty_counts_as_not_given(client: TestClient) -> None:
-    body = {"text": "king", "pins": [], "corpus": None}
+    body = {"text": "king", "pin": [], "corpus": None}
     assert client.post("/api/saes/demo/probe", json=body).status_code == 200
     for path in ("/saes/demo/probe?text=king&feature=&token=&corpus=", "/saes/demo/features?q=&min_density=&corpus="):
         assert client.get(path).status_code == 200

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from app.inference import DecomposeJob, ModelWorker, ProbeJob, Stream
+from app.inference import DecomposeJob, ModelWorker, ProbeJob, Stream, WorkerState
 from sae_core.errors import BusyError, PromptTooLongError, SaescopeError, WeightsError
 from sae_core.records import ProbeResult, Prompt, SAEInfo
 from tests.app.fake_loaders import CountStream, load
@@ -233,6 +233,22 @@ def test_a_full_queue_and_a_timeout_are_busy_and_the_loop_goes_on() -> None:
             assert [type(answer) for answer in answers] == [BusyError, BusyError]
             assert not is_running(pid)
             assert (await inference.answer(probing("king"))).tokens
+
+    run(test)
+
+
+def test_what_is_loading_can_be_told_meanwhile() -> None:
+    async def test() -> None:
+        async with worker() as inference:
+            assert inference.state() == WorkerState(pending=0, loading=None)
+            await inference.answer(probing("king"))
+            probe = asyncio.create_task(inference.answer(probing("king", make_sae("slow"))))
+            told = set()
+            while not probe.done():
+                told.add(inference.state())
+                await asyncio.sleep(0.01)
+            assert any(state.pending == 1 and "the SAE slow, 0 MB" in (state.loading or "") for state in told)
+            assert inference.state() == WorkerState(pending=0, loading=None)
 
     run(test)
 

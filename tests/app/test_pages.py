@@ -488,7 +488,7 @@ def test_the_script_gets_what_the_page_shows(client: TestClient) -> None:
     empty = client.post("/saes/demo/probe/live", json={"text": " "})
     assert empty.status_code == 200 and 'id="tokens"' not in empty.text
     busy = client.post("/saes/demo/probe/live", json={"text": "busy"})
-    assert busy.status_code == 503 and "try again" in busy.text
+    assert busy.status_code == 503 and "try again" in busy.text and int(busy.headers["Retry-After"]) > 0
 
 
 def test_probe_page_of_a_silent_feature_says_so(client: TestClient) -> None:
