@@ -246,11 +246,16 @@ class LanguageModel:
 
     def gain_and_bias(self, norm: nn.Module, d_model: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, bool]:
         """The norm's gain and bias (d_model), float32, and whether it subtracts the mean."""
+
+        def normed(state: Tensor) -> Tensor:
+            given: Tensor = norm(state.to(dtype))
+            return given.to(self.device).float()
+
         signs = torch.ones(d_model, device=self.device)
         signs[1::2] = -1  # mean 0 and mean square 1: both kinds of norm leave it as it is but for gain and bias
-        bias = norm(torch.zeros_like(signs).to(dtype)).float()
-        gain = (norm(signs.to(dtype)).float() - bias) * signs
-        return gain, bias, torch.allclose(norm(torch.ones_like(signs).to(dtype)).float(), bias, atol=1e-2)
+        bias = normed(torch.zeros_like(signs))
+        gain = (normed(signs) - bias) * signs
+        return gain, bias, torch.allclose(normed(torch.ones_like(signs)), bias, atol=1e-2)
 
     @property
     def longest_context(self) -> int | None:
@@ -291,8 +296,8 @@ class LanguageModel:
         """While open, `change` sees a module's first input; what it returns (if anything) takes its place."""
 
         def on_input(_: nn.Module, args: tuple[Any, ...]) -> Any:
-            changed = change(args[0])
-            return None if changed is None else (changed, *args[1:])
+            changed = change(args[0].to(self.device))  # a spread model's modules are on several devices
+            return None if changed is None else (changed.to(args[0].device), *args[1:])
 
         handle = module.register_forward_pre_hook(on_input)
         try:

@@ -71,7 +71,7 @@ def _logits_without(prober: Prober, asked: Question, removed: Sequence[tuple[int
         prober.model.edited(hooks, lambda _, write: (write.float() - taken).to(write.dtype)),
         prober.model.before(head, lambda states: states[:, -1:]),
     ):
-        logits: Tensor = prober.model.run(asked.ids.expand(len(removed), -1)).logits[:, -1].float()
+        logits: Tensor = prober.model.run(asked.ids.expand(len(removed), -1)).logits[:, -1].to(asked.ids.device).float()
     return logits
 
 

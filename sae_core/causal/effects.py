@@ -58,7 +58,7 @@ def effects(
         stack.enter_context(model.before(head, at_head))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(model.edited((read_at, write_at), watch))
-        logits = model.run(token_ids).logits[0, -1].float()
+        logits = model.run(token_ids).logits[0, -1].to(model.device).float()
         explained = torch.stack([weight * logits[token_id] for token_id, weight in weights.items()]).sum()
         gradient, at_output = torch.autograd.grad(explained, [seen["write"], seen["head"]])
     scale, readout = model.stream_scale(write_at), None
@@ -81,6 +81,6 @@ def _readout(model: LanguageModel, norm: nn.Module, x: Tensor, at_output: Tensor
     """
     gain, bias, subtracts_mean = model.gain_and_bias(norm, len(x), x.dtype)
     scaled = gain * (x.float() - x.float().mean() if subtracts_mean else x.float())
-    size = (scaled @ scaled) / (scaled @ (norm(x).float() - bias))
+    size = (scaled @ scaled) / (scaled @ (norm(x).to(x.device).float() - bias))
     readout: Tensor = gain * at_output / size
     return readout - readout.mean() if subtracts_mean else readout

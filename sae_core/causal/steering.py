@@ -117,7 +117,7 @@ class _Writing:
             output = model.run(new, cached=self._cached, keeps=self._keeps)
         if self._keeps:
             self._cached, self._n_run = output.past_key_values, self._ids.shape[1]
-        logits: Tensor = output.logits[:, -1].float()
+        logits: Tensor = output.logits[:, -1].to(model.device).float()
         if not bool(logits.isfinite().any(dim=1).all()) or bool(logits.isnan().any()):
             raise PromptError("With this strength the model's numbers overflow; choose a smaller one.")
         return logits
