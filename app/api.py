@@ -3,10 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Request
-from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
@@ -23,12 +22,12 @@ from app.deps import (
     Pins,
     PointsDep,
     ProbeSort,
+    RunsDep,
     Session,
     SettingsDep,
     Share,
     Slug,
     StoreDep,
-    VersionDep,
     shown_pins,
 )
 from app.glossary import TERMS, Term
@@ -36,12 +35,10 @@ from app.inference import PredictJob, WorkerState
 from app.leaving import while_wanted
 from app.probing import TOP_FEATURES, TOP_K, Asked, ProbeReport, checked_text, chosen_index, probe_report
 from app.runs import run_events, run_figures, short_detail
-from sae_core.errors import StoreError
 from sae_core.records import FeatureDetail, FeaturePage, Predictions, SAESummary
-from sae_core.runs import Run, RunDetail, list_runs, read_run
+from sae_core.runs import Run, RunDetail, read_run
 
 router = APIRouter(prefix="/api")
-health = APIRouter()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +96,11 @@ def sae(store: StoreDep, slug: Slug, query: CorpusParams) -> SAESummary:
 @router.get("/saes/{slug}/charts", summary="The SAE page's charts as Plotly figures")
 def sae_charts(store: StoreDep, points: PointsDep, slug: Slug, query: CorpusParams) -> dict[str, Any]:
     found = list(points.points(store, store.index(slug, corpus=query.corpus)).values())
-    return {"density": charts.density_figure(found), "scatter": charts.scatter_figure(found)}
+    return {
+        "density": charts.density_figure(found),
+        "scatter": charts.scatter_figure(found),
+        "cosine": charts.cosine_figure(found),
+    }
 
 
 @router.get("/saes/{slug}/features", summary="A page of features")
@@ -150,8 +151,8 @@ def worker(inference: InferenceDep) -> WorkerState:
 
 
 @router.get("/runs", summary="All training and indexing runs")
-def runs(settings: SettingsDep) -> RunList:
-    return RunList(items=tuple(list_runs(settings.home)))
+def runs(all_runs: RunsDep) -> RunList:
+    return RunList(items=tuple(all_runs))
 
 
 @router.get("/runs/{run_id}", summary="One run with its curves and the end of its log")
@@ -189,24 +190,6 @@ async def run_stream(
 @router.get("/glossary", summary="What the words mean")
 def glossary() -> dict[str, Term]:
     return TERMS
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
-    """Whether the server and its database answer."""
-
-    status: Literal["ok", "database unreachable"]
-    version: str
-    database: bool
-
-
-@health.get("/healthz", summary="Is the server well?", responses={503: {"model": Health}})
-def healthz(store: StoreDep, version: VersionDep) -> JSONResponse:
-    try:
-        store.ping()
-    except StoreError:
-        return JSONResponse({"status": "database unreachable", "version": version, "database": False}, status_code=503)
-    return JSONResponse({"status": "ok", "version": version, "database": True})
 
 
 async def _probe(

@@ -1,8 +1,9 @@
 """What changes of lists and labels go through: where it comes from, whether this server takes it, and who made it.
 
-There are no accounts: whoever reaches the server may change them. So that no other site can do it through a reader's
-browser, a change must come from the server's own pages, as browsers say in Sec-Fetch-Site or Origin, or from a program,
-which says neither. The author's name is what a person typed last, kept in a cookie.
+So that no other site can do it through a reader's browser, a change must come from the server's own pages, as browsers
+say in Sec-Fetch-Site or Origin, or from a program, which says neither and sends no cookie either. The gate asks that of
+every request. The author's name is what a person typed last, kept in a cookie; who it really was stands in the audit
+trail.
 """
 
 from collections.abc import Mapping
@@ -26,9 +27,10 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 Asked = TypeVar("Asked", bound=BaseModel)
 
 
-def from_this_site(request: Request) -> None:
-    """Refuses what a page of another site has a browser send. A dependency of every route."""
-    if request.method in SAFE_METHODS or _is_own(request.headers):
+def from_this_site(request: Request, *, by_cookie: bool) -> None:
+    """Refuses what a page of another site has a browser send. `by_cookie`: a browser's cookie says who asks, so the
+    request must say where it comes from."""
+    if request.method in SAFE_METHODS or _is_own(request.headers, unless_said=not by_cookie):
         return
     raise ForbiddenError(
         "This request comes from a page of another site, so nothing was done; use saescope's own page."
@@ -82,13 +84,13 @@ def seen_at(address: str, *, author: str | None = None) -> RedirectResponse:
     return response
 
 
-def _is_own(headers: Mapping[str, str]) -> bool:
+def _is_own(headers: Mapping[str, str], *, unless_said: bool) -> bool:
     site = headers.get("sec-fetch-site")
     if site is not None:
         return site in ("same-origin", "none")
     origin = headers.get("origin")  # what browsers send instead to a server without TLS
     if origin is None:
-        return True
+        return unless_said
     # A proxy may put the name that the browser asked for in the second; another site's page cannot set either.
     own = (headers.get("host", ""), headers.get("x-forwarded-host", "").split(",")[0].strip())
     return urlsplit(origin).netloc.lower() in {name.lower() for name in own if name}

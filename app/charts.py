@@ -65,13 +65,14 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heatmap:
-    """Density against maximum as counts on a grid, for pages without a script."""
+    """Density against another number as counts on a grid, for pages without a script."""
 
     columns: int
     rows: int
     cells: tuple[Cell, ...]
     x_ticks: tuple[Tick, ...]
     y_top: str
+    y_bottom: str
 
 
 def plotly_script() -> Path:
@@ -198,14 +199,26 @@ def cosine_chart(histogram: Histogram, *, width: float = 560, height: float = 15
     return BarChart(width=width, height=height, bars=tuple(bars), ticks=tuple(ticks))
 
 
-def density_heatmap(points: Sequence[FeaturePoint], *, columns: int = 48, rows: int = 20) -> Heatmap:
+def density_heatmap(points: Sequence[FeaturePoint]) -> Heatmap:
     """Density against maximum activation, counted on a grid."""
-    alive = [point for point in points if point.density > 0]
-    top = max((point.max_activation for point in alive), default=1.0) or 1.0
+    drawn = [(point.density, point.max_activation) for point in points if point.density > 0]
+    top = max((highest for _, highest in drawn), default=1.0) or 1.0
+    return _heatmap(drawn, bottom=0.0, top=top, y_top=f"max {number(top)}", y_bottom="0")
+
+
+def cosine_heatmap(points: Sequence[FeaturePoint]) -> Heatmap:
+    """Density against encoder·decoder cosine, counted on a grid."""
+    drawn = _with_cosine(points)
+    bottom = -1.0 if any(cosine < 0 for _, cosine in drawn) else 0.0
+    return _heatmap(drawn, bottom=bottom, top=1.0, y_top="cosine 1", y_bottom=number(bottom))
+
+
+def _heatmap(drawn: Sequence[tuple[float, float]], *, bottom: float, top: float, y_top: str, y_bottom: str) -> Heatmap:
+    columns, rows = 48, 20
     counts: dict[tuple[int, int], int] = {}
-    for point in alive:
-        x = min(columns - 1, int(columns * density_share(point.density)))
-        y = min(rows - 1, int(rows * point.max_activation / top))
+    for density, value in drawn:
+        x = min(columns - 1, int(columns * density_share(density)))
+        y = max(0, min(rows - 1, int(rows * (value - bottom) / (top - bottom))))
         counts[x, y] = counts.get((x, y), 0) + 1
     most = math.log1p(max(counts.values(), default=1))
     cells = [
@@ -214,7 +227,18 @@ def density_heatmap(points: Sequence[FeaturePoint], *, columns: int = 48, rows: 
     ]
     decades = range(LEAST_EXPONENT, 1)
     ticks = [Tick(x=columns * (i / -LEAST_EXPONENT), text=_decade(e)) for i, e in enumerate(decades)]
-    return Heatmap(columns=columns, rows=rows, cells=tuple(cells), x_ticks=tuple(ticks), y_top=number(top))
+    return Heatmap(
+        columns=columns, rows=rows, cells=tuple(cells), x_ticks=tuple(ticks), y_top=y_top, y_bottom=y_bottom
+    )  # fmt: skip
+
+
+def _with_cosine(points: Sequence[FeaturePoint]) -> list[tuple[float, float]]:
+    """Density and cosine of those alive that have one."""
+    return [
+        (point.density, point.encoder_decoder_cosine)
+        for point in points
+        if point.density > 0 and point.encoder_decoder_cosine is not None
+    ]
 
 
 def density_figure(points: Sequence[FeaturePoint]) -> dict[str, object]:
@@ -236,17 +260,28 @@ def density_figure(points: Sequence[FeaturePoint]) -> dict[str, object]:
 def scatter_figure(points: Sequence[FeaturePoint]) -> dict[str, object]:
     """The Plotly scatter of density against maximum; a point carries its feature index, which the page links."""
     alive = [point for point in points if point.density > 0]
-    trace = {
-        "type": "scattergl" if len(alive) > GL_POINTS else "scatter",
-        "mode": "markers",
-        "x": [round(math.log10(max(point.density, LEAST_DENSITY)), 4) for point in alive],
-        "y": [float(f"{point.max_activation:.5g}") for point in alive],
-        "customdata": [point.feature_index for point in alive],
-        "text": [percent(point.density) for point in alive],
-        "marker": {"size": 5, "opacity": 0.55},
-        "hovertemplate": "feature %{customdata}<br>density %{text}<br>max %{y:.3g}<extra></extra>",
-    }
+    trace = _scatter(alive, [float(f"{point.max_activation:.5g}") for point in alive], name="max")
     return {"data": [trace], "layout": _layout(y_title="max activation")}
+
+
+def cosine_figure(points: Sequence[FeaturePoint]) -> dict[str, object]:
+    """The same against the cosine of encoder and decoder directions."""
+    drawn = [point for point in points if point.density > 0 and point.encoder_decoder_cosine is not None]
+    trace = _scatter(drawn, [round(point.encoder_decoder_cosine or 0.0, 4) for point in drawn], name="cosine")
+    return {"data": [trace], "layout": _layout(y_title="encoder·decoder cosine")}
+
+
+def _scatter(drawn: Sequence[FeaturePoint], values: list[float], *, name: str) -> dict[str, object]:
+    return {
+        "type": "scattergl" if len(drawn) > GL_POINTS else "scatter",
+        "mode": "markers",
+        "x": [round(math.log10(max(point.density, LEAST_DENSITY)), 4) for point in drawn],
+        "y": values,
+        "customdata": [point.feature_index for point in drawn],
+        "text": [percent(point.density) for point in drawn],
+        "marker": {"size": 5, "opacity": 0.55},
+        "hovertemplate": f"feature %{{customdata}}<br>density %{{text}}<br>{name} %{{y:.3g}}<extra></extra>",
+    }
 
 
 def _layout(*, y_title: str) -> dict[str, object]:

@@ -8,11 +8,20 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.access.commands import (
+    add_access_commands,
+    add_serving_arguments,
+    at_command_line,
+    serving_overrides,
+    who_may_come,
+)
 from app.cli_export import EXPORT, EXPORT_EXAMPLES, add_export_arguments, run_export
 from app.cli_import import IMPORT, IMPORT_EXAMPLES, add_import_arguments, run_import
+from app.cli_labels import LABELS, LABELS_EXAMPLES, add_labels_arguments, run_labels
 from app.settings import Settings
 from sae_core.arguments import (
     add_device_argument,
@@ -25,7 +34,7 @@ from sae_core.arguments import (
     train_config,
 )
 from sae_core.disk import saving
-from sae_core.errors import ConfigError, SaescopeError
+from sae_core.errors import ConfigError, InputError, SaescopeError
 from sae_core.progress import interrupts_heard, stop_request
 
 if TYPE_CHECKING:
@@ -79,6 +88,12 @@ Measure an SAE on a corpus: one pass of the model finds each feature's density, 
 activations, the tokens it promotes and the features nearest to it. The database shows the index when it is complete.
 Indexing the same SAE on a corpus of the same name again replaces the older index."""
 
+MAP = """\
+Lay out an SAE's features in the plane by their decoder directions, so that those that write alike lie together: its
+map in the dashboard. `saescope index` does it at its end for an SAE that has none; an SAE that was indexed by an older
+saescope gets its map from this command. It needs neither the model nor the weights, and takes seconds for thousands
+of features, minutes for a hundred thousand."""
+
 EVAL = """\
 Measure how good an SAE is on a corpus, in one pass of the model: how well it reconstructs (FVU, explained variance,
 cosine), what the model still predicts with the reconstruction in place (CE losses, CE recovered, KL), and how its
@@ -91,7 +106,11 @@ Serve the dashboard. Pages answer at once; the model is loaded, in a process of 
 DB = """\
 Look after the database. `check` takes the checksums of examples, contexts and weights again and compares them with
 those that were taken when they were written. `upgrade` brings a database that an older saescope made up to date; copy
-it first."""
+it first. `backup FILE` copies an SQLite database while others read and write it."""
+
+DOCTOR = """\
+Look at this installation (packages, home, disk, database, weights, tokens, with the settings of the environment) and
+say in plain words what is wrong. Exit code 1 if anything is."""
 
 DEMO = """\
 Train an SAE on the small language model that ships with saescope, index it on Python's own documentation and sources,
@@ -128,20 +147,27 @@ def make_parser() -> argparse.ArgumentParser:
     _add_comparison(sweeping)
     sweeping.set_defaults(run=run_sweep)
     _add_index(_command(commands, "index", "measure an SAE on a corpus and fill the dashboard", INDEX))
+    mapping = _command(commands, "map", "lay out an SAE's features in the plane", MAP)
+    mapping.add_argument("slug", metavar="SLUG", help="the SAE")
+    mapping.add_argument("--seed", type=int, default=0, metavar="N", help="another number gives another map (0)")
+    mapping.set_defaults(run=run_map)
     _add_eval(_command(commands, "eval", "measure how good an SAE is on a corpus", EVAL))
     importing = _command(commands, "import", "bring in an SAE that was trained elsewhere", IMPORT, IMPORT_EXAMPLES)
     add_import_arguments(importing)
     importing.set_defaults(run=run_import_command)
     serve = _command(commands, "serve", "serve the dashboard", SERVE)
     _add_address(serve)
-    serve.add_argument(
-        "--read-only", action="store_true", default=None, help="nobody changes lists and labels (SAESCOPE_READ_ONLY)"
-    )
+    add_serving_arguments(serve)
     serve.set_defaults(run=run_serve)
     exporting = _command(commands, "export", "write features or an SAE into files", EXPORT, EXPORT_EXAMPLES)
     add_export_arguments(exporting)
     exporting.set_defaults(run=run_export_command)
-    _add_db(_command(commands, "db", "check or upgrade the database", DB))
+    labelling = _command(commands, "labels", "write labels into a file, or merge a file's", LABELS, LABELS_EXAMPLES)
+    add_labels_arguments(labelling)
+    labelling.set_defaults(run=run_labels_command)
+    add_access_commands(partial(_command, commands), opens=_opened)
+    _add_db(_command(commands, "db", "check, upgrade or copy the database", DB))
+    _command(commands, "doctor", "say what is wrong with the installation", DOCTOR).set_defaults(run=run_doctor)
     demo = _command(commands, "demo", "train, index and serve the demo", DEMO)
     _add_address(demo)
     demo.set_defaults(run=run_demo)
@@ -201,7 +227,17 @@ def run_index(arguments: argparse.Namespace) -> int:
         return _index_shard(config, Shard.parse(arguments.shard), settings=settings)
     if not index_and_add(config, settings=settings, merges=arguments.merge):
         return STOPPED
-    print(f"The index is ready. Next: saescope serve, then open /saes/{arguments.slug}")
+    print(f"The index is ready. Next: saescope serve, then open /saes/{arguments.slug}", flush=True)
+    map_if_missing(arguments.slug, settings=settings)
+    return 0
+
+
+def run_map(arguments: argparse.Namespace) -> int:
+    """`saescope map`."""
+    if not map_and_add(arguments.slug, seed=arguments.seed, settings=_settings(arguments)):
+        print("saescope: stopped; there is no new map.", file=sys.stderr)
+        return STOPPED
+    print(f"The map is ready: /saes/{arguments.slug}/map")
     return 0
 
 
@@ -238,11 +274,12 @@ def run_serve(arguments: argparse.Namespace) -> int:
     from app.server import listen, serve
 
     settings = _settings(
-        arguments, host=arguments.host, port=arguments.port, device=arguments.device, read_only=arguments.read_only
+        arguments, host=arguments.host, port=arguments.port, device=arguments.device, **serving_overrides(arguments)
     )
     with closing(listen(settings)) as socket:
-        _open_store(settings).close()
-        serve(settings, socket=socket)
+        with closing(_open_store(settings)) as store:
+            said = who_may_come(settings, store)
+        serve(settings, socket=socket, said=said)
     return 0
 
 
@@ -259,11 +296,23 @@ def run_export_command(arguments: argparse.Namespace) -> int:
         return run_export(arguments, store)
 
 
+def run_labels_command(arguments: argparse.Namespace) -> int:
+    """`saescope labels`."""
+    with closing(_open_store(_settings(arguments))) as store:
+        return run_labels(arguments, store)
+
+
 def run_db(arguments: argparse.Namespace) -> int:
     """`saescope db`."""
+    if (arguments.what == "backup") != (arguments.file is not None):
+        raise ConfigError("A backup goes into a file, and nothing else does: saescope db backup FILE.")
     with closing(_open_store(_settings(arguments), upgrades=arguments.what == "upgrade")) as store:
         if arguments.what == "upgrade":
             print("The database is up to date.")
+            return 0
+        if arguments.what == "backup":
+            store.backup(arguments.file)
+            print(f"Written: {arguments.file} ({arguments.file.stat().st_size / 1e6:.1f} MB)")
             return 0
         found = store.check()
     for sentence in found:
@@ -271,6 +320,16 @@ def run_db(arguments: argparse.Namespace) -> int:
     if not found:
         print("Everything is as it was written.")
     return 1 if found else 0
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    """`saescope doctor`."""
+    from app.observe.doctor import examine
+
+    found = list(examine(_settings(arguments)))
+    for finding in found:
+        print(f"{'ok     ' if finding.is_well else 'PROBLEM'}  {finding.text}")
+    return 0 if all(finding.is_well for finding in found) else 1
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
@@ -294,6 +353,8 @@ def run_demo(arguments: argparse.Namespace) -> int:
             if infos is None or not index_and_add(demo.INDEXING, settings=settings):
                 return STOPPED
             print(f"The demo is ready: {here}/saes/{demo.SLUG}  (Ctrl-C stops it)", flush=True)
+            if not map_if_missing(demo.SLUG, settings=settings):
+                return STOPPED
             with stop_request() as stop:
                 while server.is_alive() and not stop.was_made:
                     server.join(0.2)
@@ -341,6 +402,35 @@ def index_and_add(config: "IndexConfig", *, settings: Settings, merges: bool = F
         f"L0 {metrics.l0:.1f}  dead {metrics.dead_share:.1%}{recovered}"
     )
     return True
+
+
+def map_if_missing(slug: str, *, settings: Settings) -> bool:
+    """The last step of an index, after it is there to be read; False if it was stopped, which leaves the rest whole."""
+    with closing(_open_store(settings)) as store:
+        if store.feature_map(slug) is not None:
+            return True
+    try:
+        if map_and_add(slug, settings=settings):
+            return True
+        print(f"saescope: stopped; the index is there, and `saescope map {slug}` makes its map.", file=sys.stderr)
+        return False
+    except InputError as error:  # too few features, or an index without nearest ones: no fault of the index
+        print(f"No map: {error}", file=sys.stderr)
+        return True
+
+
+def map_and_add(slug: str, *, settings: Settings, seed: int = 0) -> bool:
+    """Makes the SAE's map and enters it in the database; False if it was stopped."""
+    from sae_core.feature_map import feature_map
+
+    with closing(_open_store(settings)) as store:
+        try:
+            made = feature_map(store.neighbours(slug), seed=seed)
+        except KeyboardInterrupt:  # before the first step, or asked twice
+            made = None
+        if made is not None:
+            store.add_map(slug, made)
+    return made is not None
 
 
 def _command(
@@ -396,7 +486,8 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_db(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("check", "upgrade"), help="what to do")
+    parser.add_argument("what", choices=("check", "upgrade", "backup"), help="what to do")
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="a new one, for the backup")
     parser.set_defaults(run=run_db)
 
 
@@ -413,11 +504,17 @@ def _settings(arguments: argparse.Namespace, **overrides: Any) -> Settings:
 
 
 def _open_store(settings: Settings, *, upgrades: bool = False) -> "Store":
+    """The database, on behalf of whoever is at the command line: the audit trail names them."""
     from sae_core.store import Store
 
     with saving(settings.home):
         settings.home.mkdir(parents=True, exist_ok=True)
-    return Store.open(settings.database_url, upgrades=upgrades)
+    store = Store.open(settings.database_url, upgrades=upgrades, new_saes=settings.visibility)
+    return store.seen_by(at_command_line())
+
+
+def _opened(arguments: argparse.Namespace) -> "Store":
+    return _open_store(_settings(arguments))
 
 
 if __name__ == "__main__":

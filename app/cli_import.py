@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from app.settings import Settings
 from sae_core.arguments import add_device_argument, count
 from sae_core.config import HOOKS
-from sae_core.errors import ConflictError, CorpusError, ModelError, NotFoundError
+from sae_core.errors import ConfigError, ConflictError, CorpusError, ModelError, NotFoundError
 
 if TYPE_CHECKING:
     from sae_core.formats.checking import Check
@@ -16,18 +16,22 @@ if TYPE_CHECKING:
     from sae_core.records import SAEInfo
     from sae_core.store import Store
 
+STOPPED = 130  # as in app.cli
+
 IMPORT = """\
 Bring an SAE that was trained elsewhere into saescope: from a file, a folder or the hub. The format is recognised by
 what the file holds; the weights are copied into HOME/imports/SLUG as saescope's own, the source is not touched. Then
 FVU and L0 are measured on a few of the model's activations, and if they look wrong, what to suspect is said.
-docs/importing.md lists the formats and what becomes of their conventions."""
+docs/importing.md lists the formats and what becomes of their conventions. A folder of Neuronpedia's bulk files becomes
+a dashboard without a model, which cannot be probed: docs/dashboard-files.md."""
 
 IMPORT_EXAMPLES = """\
 examples:
   saescope import ./my-saelens-sae --model gpt2
   saescope import ./sparsify/layers.5.mlp --model EleutherAI/pythia-70m
   saescope import ./trainer_0/ae.pt --model EleutherAI/pythia-70m --layer 3
-  saescope import google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82 --model google/gemma-2-2b"""
+  saescope import google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82 --model google/gemma-2-2b
+  saescope import ./v1/gpt2-small/6-res-jb              Neuronpedia's features/, activations/, explanations/"""
 
 
 def add_import_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +39,7 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="PATH_OR_HUB_ID", help="file, folder, or OWNER/REPO[/FOLDER][@REVISION]")
     parser.add_argument("--format", metavar="NAME", help="the format, where it is not recognised")
     what = parser.add_argument_group("what it was trained on")
-    what.add_argument("--model", required=True, metavar="PATH_OR_HUB_ID", help="language model; 'demo' ships here")
+    what.add_argument("--model", metavar="PATH_OR_HUB_ID", help="language model; 'demo' ships here")
     what.add_argument("--layer", type=int, metavar="N", help="block whose activations it reads (as the files say)")
     what.add_argument("--hook", metavar="POINT", help=f"where in that block: {', '.join(HOOKS)} (as the files say)")
     what.add_argument("--target-hook", metavar="POINT", help="what a transcoder predicts (as the files say)")
@@ -65,7 +69,28 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_import(arguments: argparse.Namespace, settings: Settings, store: "Store") -> int:
     """`saescope import`: 0, or 1 if the self-check found something wrong; then the SAE is imported all the same."""
+    from sae_core.dashboards import NEURONPEDIA
+    from sae_core.dashboards.neuronpedia_files import is_bulk_folder
+
+    folder = Path(arguments.source).expanduser()
+    if arguments.format == NEURONPEDIA or (arguments.format is None and is_bulk_folder(folder)):
+        return _import_dashboard(arguments, folder, settings, store)
+    if arguments.model is None:
+        raise ConfigError("Say with --model which language model the SAE was trained on, a folder or a hub id.")
     return _import_weights(arguments, settings, store)
+
+
+def _import_dashboard(arguments: argparse.Namespace, folder: Path, settings: Settings, store: "Store") -> int:
+    """Neuronpedia's bulk files: no weights, so no model either."""
+    from app.dashboard_import import import_dashboard
+
+    done = import_dashboard(store, folder, home=settings.home, slug=arguments.slug)
+    if done is None:
+        print("saescope: stopped; the same command goes on from here.", file=sys.stderr)
+        return STOPPED
+    for line in done.lines():
+        print(line)
+    return 0
 
 
 def _import_weights(arguments: argparse.Namespace, settings: Settings, store: "Store") -> int:

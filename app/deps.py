@@ -1,15 +1,21 @@
 """What routes ask for: the store, the model worker, and parameters that are checked before a route sees them."""
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NoReturn, cast
 
 from fastapi import Depends, Path, Query, Request
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
 
+from app.access.identity import identity_of, viewer_of
+from app.access.runs import require_seen_run, seen_runs
 from app.inference import Inference
 from app.points import PointsCache
 from app.settings import Settings
-from sae_core.errors import NotFoundError, PromptError
+from sae_core.errors import ForbiddenError, NotFoundError, PromptError
+from sae_core.records import SAEInfo
+from sae_core.runs import Run, list_runs
 from sae_core.store import Store
 from sae_core.store_pages import Sort
 
@@ -23,18 +29,51 @@ Part = Literal["label", "statistics", "histogram", "tokens", "examples"]
 
 
 def get_store(request: Request) -> Store:
+    """The store as whoever asks may see it. Routes have no other."""
     store: Store = request.app.state.store
-    return store
+    return store.seen_by(viewer_of(request))
 
 
 def get_inference(request: Request) -> Inference:
+    """The model worker, which runs nothing for those who may only read."""
     inference: Inference = request.app.state.inference
-    return inference
+    return inference if identity_of(request).may("editor") else cast(Inference, ClosedModel())
+
+
+class ClosedModel:
+    """What stands for the model to those who may only read: whatever is asked of it is refused."""
+
+    def warm(self, sae: SAEInfo) -> None:
+        """There is nothing to load."""
+
+    def __getattr__(self, name: str) -> Callable[..., NoReturn]:
+        return _refused
+
+
+def _refused(*_: object, **__: object) -> NoReturn:
+    raise ForbiddenError("Running a text through the model needs the role editor; what is stored can be read.")
 
 
 def get_settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
+
+
+def get_runs(request: Request) -> list[Run]:
+    """The runs that whoever asks may know of."""
+    settings = get_settings(request)
+    runs = list_runs(settings.home)
+    if viewer_of(request).sees_everything:
+        return runs
+    return seen_runs(get_store(request), runs, new_saes=settings.visibility)
+
+
+async def check_run(request: Request) -> None:
+    """A dependency of every route: a run is there for those for whom its SAE is."""
+    run_id = request.path_params.get("run_id")
+    if run_id is not None and not viewer_of(request).sees_everything:
+        store, settings = get_store(request), get_settings(request)
+        await run_in_threadpool(require_seen_run, store, str(run_id), new_saes=settings.visibility)
 
 
 def get_points(request: Request) -> PointsCache:
@@ -191,6 +230,7 @@ class ProbeQuery(CorpusQuery):
 
 StoreDep = Annotated[Store, Depends(get_store)]
 InferenceDep = Annotated[Inference, Depends(get_inference)]
+RunsDep = Annotated[list[Run], Depends(get_runs)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 PointsDep = Annotated[PointsCache, Depends(get_points)]
 VersionDep = Annotated[str, Depends(get_version)]

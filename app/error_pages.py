@@ -10,18 +10,20 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from app.rendering import RETRY_AFTER, page
+from app.rendering import RETRY_AFTER, is_data, page, path_of
 from sae_core.errors import SaescopeError
 
 log = logging.getLogger(__name__)
 
 TITLES = {
+    401: "A token is needed",
     403: "Not allowed here",
     404: "Not here",
     405: "Not done this way",
     409: "Changed meanwhile",
     413: "Too long",
     422: "That cannot be read",
+    429: "Too many requests",
     500: "Something broke",
     503: "Not now",
     507: "The disk is full",
@@ -38,17 +40,19 @@ def add_error_pages(app: FastAPI) -> None:
     app.add_exception_handler(SaescopeError, _domain_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(Exception, _unexpected_error)
 
 
 def error_response(request: Request, *, status: int, message: str) -> Response:
-    """JSON below `/api` and for `/healthz`, a page elsewhere."""
-    if request.url.path.startswith(("/api/", "/healthz")) or request.url.path == "/api":
+    """JSON where programs read, a page elsewhere."""
+    if is_data(path_of(request)):
         return JSONResponse({"error": message, "status": status}, status_code=status, headers=_headers(status))
     title = TITLES.get(status) or HTTPStatus(status).phrase
-    return page(
-        request, "error.html", status_code=status, title=title, message=message, status=status, json_url=None
+    response = page(
+        request, "error.html", status_code=status, title=title, message=message, status=status, json_url=None,
+        request_id=getattr(request.state, "request_id", ""),
     )  # fmt: skip
+    response.headers.update(_headers(status) or {})
+    return response
 
 
 async def _domain_error(request: Request, error: Exception) -> Response:
@@ -72,7 +76,8 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     return error_response(request, status=422, message=_sentence(error.errors()))
 
 
-async def _unexpected_error(request: Request, error: Exception) -> Response:
+def unexpected(request: Request, error: Exception) -> Response:
+    """What no handler knows: the details go into the log alone."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return error_response(request, status=500, message=UNEXPECTED)
 
@@ -89,4 +94,4 @@ def _sentence(errors: Sequence[Any]) -> str:
 
 
 def _headers(status: int) -> dict[str, str] | None:
-    return {"Retry-After": RETRY_AFTER} if status == 503 else None
+    return {"Retry-After": RETRY_AFTER} if status in (429, 503) else None

@@ -5,7 +5,7 @@ The file is made piece by piece, a feature at a time, so that hundreds of them n
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,20 +56,31 @@ class Section:
     groups: tuple[ExampleGroup, ...] = ()
 
 
-def feature_numbers(text: str) -> list[int]:
+def feature_numbers(text: str, *, what: str = "--features", most: int = MAX_FEATURES) -> list[int]:
     """ "1,5,9-12" as numbers, in that order, each once."""
     numbers: dict[int, None] = {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part, re.ASCII)
         if match is None:
-            raise InputError(f"--features is {text!r}; give numbers and ranges, such as 1,5,9-12.")
+            raise InputError(f"{what} is {text!r}; give numbers and ranges, such as 1,5,9-12.")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise InputError(f"--features has the range {part.strip()}, which ends before it begins; turn it round.")
-        numbers.update(dict.fromkeys(range(first, min(last, first + MAX_FEATURES) + 1)))
-        if len(numbers) > MAX_FEATURES:
-            raise InputError(f"--features names more than {MAX_FEATURES} features, too many for one file; name fewer.")
+            raise InputError(f"{what} has the range {part.strip()}, which ends before it begins; turn it round.")
+        numbers.update(dict.fromkeys(range(first, min(last, first + most) + 1)))
+        if len(numbers) > most:
+            raise InputError(f"{what} names more than {most} features, too many for one file or list; name fewer.")
     return list(numbers)
+
+
+def number_ranges(numbers: Iterable[int]) -> str:
+    """The other way round, ascending."""
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(map(str, part)) for part in parts)
 
 
 def exported_file(

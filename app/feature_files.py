@@ -28,7 +28,7 @@ COLUMNS = (
 
 router = APIRouter()
 _AS_JSON = TypeAdapter(FeatureRow)
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 @router.get("/saes/{slug}/features.{kind}", summary="A selection of features as CSV or JSON lines")
@@ -78,7 +78,7 @@ def json_lines(pages: Iterable[tuple[FeatureRow, ...]], *, address: Callable[[in
 
 
 def harmless(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
 
 
 def joined_tokens(weights: tuple[TokenWeight, ...]) -> str:

@@ -113,6 +113,12 @@ TERMS: dict[str, Term] = {
         meaning="The features of this SAE whose decoder directions are most alike, with their cosine.",
         formula="cos(W_dec[i], W_dec[j])",
     ),
+    "map": Term(
+        name="map",
+        meaning="All features of an SAE in the plane, made from each one's nearest features by t-SNE. What lies close "
+        "together mostly writes in a like direction; the distance between what is far apart, and which way is up, mean "
+        "little.",
+    ),
     "fires_on": Term(
         name="fires on",
         meaning="The tokens on which this feature fires, by their share of its activation, counted on up to 100 "

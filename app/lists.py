@@ -9,9 +9,21 @@ from fastapi.responses import HTMLResponse, Response, StreamingResponse
 
 from app.changes import Fields, Writable, author_of, parsed, seen_at
 from app.deps import FeatureIndex, Slug, StoreDep, VersionDep, checked_slug
-from app.export import exported_list
+from app.export import exported_list, feature_numbers
 from app.list_views import as_csv, as_json_lines, item_views, unfurled_list
-from app.lists_api import ItemId, LabelChange, ListChange, ListId, ListTexts, NewItem, NoteChange, added, labelled
+from app.lists_api import (
+    ItemId,
+    LabelChange,
+    ListChange,
+    ListId,
+    ListTexts,
+    NewItem,
+    NewItems,
+    NoteChange,
+    added,
+    added_many,
+    labelled,
+)
 from app.rendering import absolute, page, url
 from sae_core.errors import InputError
 from sae_core.store_lists import MAX_CHARACTERS, MAX_ITEMS
@@ -47,6 +59,19 @@ def add_to_any_list(store: StoreDep, fields: Fields) -> Response:
     added(store, list_id, asked)
     address = url(f"/saes/{asked.slug}/features/{asked.feature_index}", corpus=asked.corpus)
     return seen_at(f"{address}#lists", author=asked.author)
+
+
+@router.post("/lists/add-features", dependencies=[Writable])
+def add_features_to_any_list(store: StoreDep, fields: Fields) -> Response:
+    """From a map, and on to the list: into `list_id`, or into a new one with this `title`."""
+    asked = parsed(NewItems, fields)
+    list_id = fields.get("list_id")
+    if not list_id:
+        last = max(feature_numbers(asked.features, what="features"))
+        store.feature(checked_slug(asked.slug), last, corpus=asked.corpus)  # before a list is made for them
+        list_id = store.add_list(title=fields.get("title", ""), author=asked.author)
+    added_many(store, list_id, asked)
+    return seen_at(f"/lists/{list_id}#items", author=asked.author)
 
 
 @router.get("/lists/{list_id}")

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.changes import Writable
 from app.deps import LARGEST_INDEX, CorpusParams, FeatureIndex, Name, Slug, StoreDep, checked_slug
+from app.export import feature_numbers
 from sae_core.records import FeatureDetail, FeatureList, Label, ListSummary
 from sae_core.store import Store
 from sae_core.store_lists import MAX_ITEMS, clean_author
@@ -47,6 +48,16 @@ class NewItem(Change):
     slug: str = Field(max_length=200)
     feature_index: int = Field(ge=0, le=LARGEST_INDEX)
     corpus: Name = Field(default=None, description="on which it is shown; default the newest index")
+    note: Text
+    author: Text
+
+
+class NewItems(Change):
+    """Several features of one SAE for a list."""
+
+    slug: str = Field(max_length=200)
+    features: str = Field(max_length=4000, description="numbers and ranges: 1,5,9-12")
+    corpus: Name = Field(default=None, description="on which they are shown; default the newest index")
     note: Text
     author: Text
 
@@ -115,6 +126,13 @@ def add_item(store: StoreDep, list_id: ListId, asked: NewItem) -> FeatureList:
     return store.feature_list(list_id)
 
 
+@router.post("/lists/{list_id}/features", summary="Add several features to a list", dependencies=[Writable])
+def add_items(store: StoreDep, list_id: ListId, asked: NewItems) -> FeatureList:
+    """Those that are in it already stay as they are."""
+    added_many(store, list_id, asked)
+    return store.feature_list(list_id)
+
+
 @router.put("/lists/{list_id}/items/{item_id}", summary="Change an item's note", dependencies=[Writable])
 def change_note(store: StoreDep, list_id: ListId, item_id: ItemId, asked: NoteChange) -> FeatureList:
     store.change_list_note(list_id, item_id, note=asked.note, author=asked.author, version=asked.version)
@@ -155,6 +173,14 @@ def added(store: Store, list_id: str, asked: NewItem) -> int:
     return store.add_list_item(
         list_id, checked_slug(asked.slug), asked.feature_index, corpus=asked.corpus, note=asked.note,
         author=asked.author,
+    )  # fmt: skip
+
+
+def added_many(store: Store, list_id: str, asked: NewItems) -> int:
+    """Adds the items; returns how many were not in the list already."""
+    return store.add_list_items(
+        list_id, checked_slug(asked.slug), feature_numbers(asked.features, what="features", most=MAX_ITEMS),
+        corpus=asked.corpus, note=asked.note, author=asked.author,
     )  # fmt: skip
 
 

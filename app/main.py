@@ -18,6 +18,7 @@ from app import (
     learn,
     lists,
     lists_api,
+    maps,
     pages,
     patterns,
     probe_page,
@@ -26,14 +27,20 @@ from app import (
     texts_page,
     unfurls,
 )
+from app.access import pages as access_pages
+from app.access.gate import Gate
 from app.body_limit import BodyLimit
 from app.causal import steer, why
 from app.causal.steer_report import SteerCache
-from app.changes import from_this_site
+from app.deps import check_run
 from app.error_pages import add_error_pages
 from app.inference import Inference, ModelWorker
 from app.matches import MatchCache
+from app.observe import health
+from app.observe.metrics import Metrics
+from app.observe.watch import Watch
 from app.points import PointsCache
+from app.rate_limit import RateLimit
 from app.rendering import STATIC, HashedStaticFiles, make_environment, saescope_version
 from app.settings import Settings
 from sae_core.store import Store
@@ -43,7 +50,7 @@ DESCRIPTION = "What the features of sparse autoencoders are active on. Every pag
 
 def create_app(settings: Settings, *, store: Store | None = None, prober: Inference | None = None) -> FastAPI:
     """The dashboard. Opens the store at `settings.database_url` and a model worker unless they are given."""
-    own_store = Store.open(settings.database_url) if store is None else None
+    own_store = Store.open(settings.database_url, new_saes=settings.visibility) if store is None else None
     inference = prober if prober is not None else _model_worker(settings)
 
     @asynccontextmanager
@@ -58,7 +65,7 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     version = saescope_version()
     app = FastAPI(
         title="saescope", version=version, description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan,
-        dependencies=[Depends(from_this_site)],
+        dependencies=[Depends(check_run)],
     )  # fmt: skip
     app.state.settings = settings
     app.state.store = store if store is not None else own_store
@@ -66,11 +73,15 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.state.points = PointsCache()
     app.state.matches = MatchCache()
     app.state.steerings = SteerCache()
+    app.state.metrics = Metrics()
     app.state.templates = make_environment(version=version, read_only=settings.read_only)
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, seconds=settings.body_timeout)
+    app.add_middleware(RateLimit, a_minute=settings.rate_limit if settings.needs_login else 0)
+    app.add_middleware(Gate, settings=settings)
+    app.add_middleware(Watch, settings=settings)  # the last one added is the first that a request meets
     app.include_router(pages.router)
-    for module in (probe_page, probe_share, texts_page, search, feature_files, lists, embeds, unfurls, lists_api):
+    for module in (probe_page, probe_share, texts_page, search, feature_files, maps, lists, embeds, unfurls, lists_api):
         app.include_router(module.router)
     app.include_router(api.router)
     app.include_router(probe_share.api)
@@ -81,7 +92,8 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
         app.include_router(router)
     for router in (why.router, why.api, steer.router, steer.api):
         app.include_router(router)
-    app.include_router(api.health)
+    for router in (access_pages.router, access_pages.api, health.router):
+        app.include_router(router)
     app.mount("/static", HashedStaticFiles(directory=STATIC), name="static")
     add_error_pages(app)
     return app

@@ -13,10 +13,12 @@ from app.deps import (
     FeaturePageParams,
     FeatureParams,
     PointsDep,
+    RunsDep,
     SettingsDep,
     Slug,
     StoreDep,
 )
+from app.ends import ends
 from app.examples import example_groups, list_rows, unfurled
 from app.pareto import own_corpora, pareto
 from app.pareto_plot import plots
@@ -24,7 +26,7 @@ from app.probing import chosen_index
 from app.rendering import STATIC, absolute, page, query_without, url
 from app.runs import run_news, run_view, unfinished
 from app.search import PLACES
-from sae_core.runs import has_run, list_runs
+from sae_core.runs import has_run
 
 ORDERS = [
     ("-density", "most frequent"), ("density", "rarest"), ("-max", "strongest"), ("max", "weakest"),
@@ -34,17 +36,19 @@ ORDERS = [
     ("-index", "number, last first"),
 ]  # fmt: skip
 SHARED_ON_HOME = 6  # the newest shared probes
+RECENT_LISTS = 5  # on the start page
 MAX_OFFERED_LISTS = 100  # on a feature's page, to add it to: those that changed last
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
 
 @router.get("/")
-def home(request: Request, store: StoreDep, settings: SettingsDep) -> Response:
-    runs = run_news(settings.home, unfinished(list_runs(settings.home)))
+def home(request: Request, store: StoreDep, settings: SettingsDep, all_runs: RunsDep) -> Response:
+    runs = run_news(settings.home, unfinished(all_runs))
     saes = sorted(store.saes(), key=lambda summary: not summary.indexes)  # those that can be browsed come first
     shared = [probe for probe in store.probes(limit=SHARED_ON_HOME) if not probe.problem]
-    return page(request, "home.html", saes=saes, runs=runs, shared=shared, json_url="/api/saes")
+    lists = store.lists()[:RECENT_LISTS]
+    return page(request, "home.html", saes=saes, runs=runs, shared=shared, lists=lists, json_url="/api/saes")
 
 
 @router.get("/saes")
@@ -62,11 +66,13 @@ def sae_page(
     cosines = index.metrics.encoder_decoder_histogram if index else None
     like = pareto(store, summary, index)
     return page(
-        request, "sae.html", summary=summary, sae=summary.sae, index=index, has_index=bool(index), corpus=query.corpus,
+        request, "sae.html", summary=summary, sae=summary.sae, index=index, has_index=bool(index),
+        has_weights=bool(summary.sae.weights_path), corpus=query.corpus,
         density=charts.density_chart(found), heatmap=charts.density_heatmap(found),
+        cosine_heatmap=charts.cosine_heatmap(found), ends=ends(store, index, found) if index else None,
         cosines=charts.cosine_chart(cosines) if cosines else None,
         train_command=provenance.train_command(summary.sae),
-        index_command=provenance.index_command(index) if index else None,
+        index_command=provenance.index_command(index) if index and summary.sae.weights_path else None,
         settings_rows=provenance.settings_rows(summary.sae.config), has_run=has_run(settings.home, slug),
         like=like, plots=plots(like) if like else (),
         own=own_corpora(summary, index) if index else None,
@@ -82,7 +88,8 @@ def features_page(request: Request, store: StoreDep, slug: Slug, query: FeatureP
     here, kept = f"/saes/{slug}/features", query_without(request, "after")
     selection = query_without(request, "after", "limit", "view")
     return page(
-        request, "features.html", summary=summary, sae=summary.sae, index=index, has_index=True, query=query,
+        request, "features.html", summary=summary, sae=summary.sae, index=index, has_index=True,
+        has_weights=bool(summary.sae.weights_path), query=query,
         corpus=query.corpus, rows=list_rows(found.items, has_bos=index.corpus.prepend_bos), next=found.next, here=here,
         kept=kept, next_url=url(here, **kept, after=found.next),
         views={view: url(here, **query_without(request, "view"), view=view) for view in ("", "table")},
@@ -108,17 +115,18 @@ def feature_page(
     return page(
         request, "feature_embed.html" if query.embed else "feature.html",
         slug=slug, index=index, has_index=True, corpus=query.corpus, query=query, here=here,
+        has_weights=bool(store.sae(slug).sae.weights_path),
         kept_width=None if query.width == "short" else query.width,
         detail=detail, feature=detail.feature, chart=charts.activation_chart(detail.feature),
         groups=example_groups(detail.feature, detail.examples, signs=query.breaks, has_bos=has_bos),
-        description=unfurled(detail.feature, detail.examples), permalink=absolute(request, str(request.url.path)),
+        description=unfurled(detail.feature, detail.examples), permalink=absolute(request, here),
         lists=store.lists()[:MAX_OFFERED_LISTS], held=store.lists_with(slug, feature_index), author=author_of(request),
     )  # fmt: skip
 
 
 @router.get("/runs")
-def runs(request: Request, settings: SettingsDep) -> Response:
-    return page(request, "runs.html", runs=run_news(settings.home, list_runs(settings.home)))
+def runs(request: Request, settings: SettingsDep, all_runs: RunsDep) -> Response:
+    return page(request, "runs.html", runs=run_news(settings.home, all_runs))
 
 
 @router.get("/runs/{run_id}")

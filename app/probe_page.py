@@ -26,7 +26,8 @@ from app.points import PointsCache
 from app.probe_views import TRACE_HEIGHT, TRACE_WIDTH, BesideView, ProbeView, beside_view, probe_view
 from app.probing import Asked, ProbeReport, checked_text, probe_report
 from app.rendering import page, url
-from sae_core.errors import InputError, SaescopeError
+from sae_core.dashboards import check_has_weights
+from sae_core.errors import InputError, SaescopeError, WeightsError
 from sae_core.records import Predictions, SAEInfo, SAESummary
 from sae_core.store import Store
 
@@ -59,7 +60,11 @@ async def probe_page(
     summary = await run_in_threadpool(store.sae, slug)
     values, status = await answered(store, inference, points, summary=summary, query=query)
     if not query.text.strip():
-        inference.warm(summary.sae)
+        try:
+            check_has_weights(summary.sae)
+            inference.warm(summary.sae)
+        except WeightsError as error:
+            values["problem"] = str(error)
     return page(
         request, "probe.html", status_code=status, max_tokens=settings.max_prompt_tokens, shared=None,
         json_url=twin(slug, query), **values, **await run_in_threadpool(frame, store, summary, query),
@@ -92,7 +97,8 @@ def frame(store: Store, summary: SAESummary, query: ProbeQuery) -> dict[str, obj
     slug = summary.sae.slug
     others = [s.sae for s in store.saes() if s.sae.model == summary.sae.model and s.sae.slug != slug]
     return {
-        "summary": summary, "slug": slug, "corpus": query.corpus, "query": query, "has_index": bool(summary.indexes),
+        "summary": summary, "slug": slug, "corpus": query.corpus, "query": query,
+        "has_index": bool(summary.indexes), "has_weights": bool(summary.sae.weights_path),
         "here": f"/saes/{slug}/probe", "others": others, "orders": ORDERS, "densities": DENSITIES,
         "trace_size": (TRACE_WIDTH, TRACE_HEIGHT),
     }  # fmt: skip

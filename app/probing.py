@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from app.deps import ProbeSort, clean_text
 from app.inference import Inference, ProbeJob
 from app.points import PointsCache
+from sae_core.dashboards import check_has_weights
 from sae_core.errors import InputError, NotFoundError, PromptError
 from sae_core.records import FeaturePoint, IndexInfo, ProbeResult, ProbeToken, Prompt, SAESummary
 from sae_core.store import Store
@@ -111,6 +112,7 @@ async def probe_report(
 ) -> ProbeReport:
     """Probe a text. Raises PromptError, NotFoundError for an unknown pin or corpus, and what the worker raises."""
     sae, index = summary.sae, chosen_index(summary, corpus=asked.corpus)
+    check_has_weights(sae)
     text = checked_text(asked.text)
     for pin in asked.pins:
         if pin >= sae.d_sae:

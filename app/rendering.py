@@ -4,6 +4,7 @@ Pages call `page()`; templates find `url`, `static_url`, the number formats and 
 """
 
 import hashlib
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from importlib import metadata
@@ -22,6 +23,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from app import charts, numbers
+from app.access.identity import identity_of
 from app.examples import SIGNS, TokenView, with_signs
 from app.glossary import TERMS
 
@@ -51,17 +53,45 @@ def static_path(name: str) -> Path:
 
 
 def page(request: Request, template: str, *, status_code: int = 200, **values: object) -> HTMLResponse:
-    """One page of HTML. `json_url` defaults to the address of the page's JSON twin."""
+    """One page of HTML. `json_url` defaults to the address of the page's JSON twin. Who may not change anything gets
+    the page as a read-only server has it. A template named `…_embed.html` may stand in frames of other sites."""
     query = f"?{request.url.query}" if request.url.query else ""
-    values.setdefault("json_url", f"/api{quote(request.url.path)}{query}")
+    values.setdefault("json_url", f"/api{quote(path_of(request))}{query}")
+    request.state.is_framed = template.endswith("_embed.html")
     headers = {"Retry-After": RETRY_AFTER} if status_code == 503 else None
     return HTMLResponse(rendered(request, template, **values), status_code=status_code, headers=headers)
 
 
 def rendered(request: Request, template: str, **values: object) -> str:
-    """The template's text."""
+    """The text of a page, or of a part of one."""
+    identity = identity_of(request)
+    if not identity.may("editor"):
+        values.setdefault("read_only", True)
     environment: Environment = request.app.state.templates
-    return environment.get_template(template).render(request=request, **values)
+    text = environment.get_template(template).render(request=request, identity=identity, **values)
+    return under(request.scope.get("root_path", ""), text)
+
+
+def path_of(request: Request) -> str:
+    """The path within the dashboard, wherever a proxy has put that."""
+    path, root = request.url.path, str(request.scope.get("root_path", ""))
+    return path[len(root) :] or "/" if root and path.startswith(root + "/") else path
+
+
+def is_data(path: str) -> bool:
+    """Whether programs read what is there, and not people: they are told of errors in JSON."""
+    return path.startswith(("/api/", "/healthz", "/readyz", "/metrics", "/openapi.json")) or path == "/api"
+
+
+def under(root: str, html: str) -> str:
+    """A page whose own addresses begin with `root`. Templates write them from the dashboard's root; what is text in a
+    page is escaped, so an attribute's beginning is always a template's."""
+    return _OWN_ADDRESS.sub(rf"\g<0>{root}", html) if root else html
+
+
+_OWN_ADDRESS = re.compile(
+    r' (?:href|src|action|formaction|data-(?:api|charts|events|features|next|order|url|address|\w+-url))="(?=/(?!/))'
+)
 
 
 def make_environment(*, version: str, read_only: bool = True, glossary: str = "/glossary") -> Environment:
@@ -177,7 +207,7 @@ def _text(value: object) -> str:
 
 
 def absolute(request: Request, path: str) -> str:
-    """`path` as a full address, for what is pasted elsewhere."""
+    """`path` within the dashboard as a full address, for what is pasted elsewhere."""
     return str(request.base_url).rstrip("/") + path
 
 

@@ -12,7 +12,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.main import create_app
+from app.observe.logs import configure_logs
 from app.settings import Settings
+from app.workers import serve_with_workers
 from sae_core.errors import BusyError, ConfigError
 
 
@@ -50,7 +52,13 @@ class Server(uvicorn.Server):
     """Uvicorn, which tells streams of events to end before it waits for open answers."""
 
     def __init__(self, app: FastAPI) -> None:
-        super().__init__(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=3))
+        settings: Settings = app.state.settings
+        super().__init__(
+            uvicorn.Config(
+                app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=3, server_header=False,
+                forwarded_allow_ips=settings.trusted_proxies, limit_concurrency=settings.max_connections,
+            )
+        )  # fmt: skip
         self._app = app
 
     async def shutdown(self, sockets: list[sockets.socket] | None = None) -> None:
@@ -58,11 +66,15 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(settings: Settings, *, socket: sockets.socket) -> None:
-    """Serves the dashboard on `socket` until it is stopped."""
+def serve(settings: Settings, *, socket: sockets.socket, said: str = "") -> None:
+    """Serves the dashboard on `socket` until it is stopped; `said`: what is to be known about it."""
+    configure_logs(settings.log)
+    if settings.workers > 1:
+        _say(f"saescope is at {address(socket)}, with {settings.workers} processes  (Ctrl-C stops it)", said)
+        return serve_with_workers(settings, socket=socket)
     server = Server(create_app(settings))
-    _say(f"saescope is at {address(socket)}  (Ctrl-C stops it)")
-    server.run(sockets=[socket])
+    _say(f"saescope is at {address(socket)}  (Ctrl-C stops it)", said)
+    return server.run(sockets=[socket])
 
 
 @contextmanager
@@ -87,6 +99,6 @@ def address(socket: sockets.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+def _say(*texts: str) -> None:
+    sys.stdout.write("".join(f"{text}\n" for text in texts if text))
     sys.stdout.flush()

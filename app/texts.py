@@ -15,6 +15,7 @@ from app.deps import clean_text
 from app.inference import Inference, TextsJob
 from app.points import PointsCache
 from app.probing import chosen_index
+from sae_core.dashboards import check_has_weights
 from sae_core.errors import PromptError
 from sae_core.records import SAESummary, TextActivations
 from sae_core.store import Store
@@ -125,6 +126,7 @@ async def texts_report(
 ) -> TextsReport:
     """Runs all texts; `progress` hears how many are done."""
     index = chosen_index(summary, corpus=corpus)
+    check_has_weights(summary.sae)
     found: list[TextActivations] = []
     async for part in inference.stream(TextsJob(sae=summary.sae, texts=(*texts_a, *texts_b), n_first=len(texts_a))):
         found += part

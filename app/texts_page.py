@@ -141,7 +141,8 @@ async def _report(
 def _frame(store: Store, slug: str, asked: TextsAsked) -> dict[str, Any]:
     summary = store.sae(slug)
     return {
-        "summary": summary, "slug": slug, "corpus": asked.corpus, "has_index": bool(summary.indexes), "asked": asked,
+        "summary": summary, "slug": slug, "corpus": asked.corpus, "has_index": bool(summary.indexes),
+        "has_weights": bool(summary.sae.weights_path), "asked": asked,
         "here": f"/saes/{slug}/texts", "orders": ORDERS, "most": MAX_TEXTS, "fewest": FEWEST_TEXTS,
         "size": (STRIP_WIDTH, STRIP_HEIGHT), "report": None, "rows": (), "problem": None,
     }  # fmt: skip

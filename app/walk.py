@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from app.deps import clean_text
 from app.examples import TokenView
 from app.inference import DecomposeJob, Inference
+from sae_core.dashboards import check_has_weights
 from sae_core.errors import NotFoundError, PromptError
 from sae_core.records import Decomposition, SAESummary
 from sae_core.store import Store
@@ -87,9 +88,13 @@ class WalkView:
 
 
 def chosen_sae(saes: Sequence[SAESummary], slug: str | None) -> SAESummary | None:
-    """The SAE asked for, or the newest that is indexed, or the newest; None where there is none."""
+    """The SAE asked for, or the newest that is indexed, or the newest; None where there is none.
+
+    One without weights, which cannot take anything apart, only if there is no other.
+    """
     if slug is None:
-        return next((s for s in saes if s.indexes), saes[0] if saes else None)
+        able = [summary for summary in saes if summary.sae.weights_path] or saes
+        return next((s for s in able if s.indexes), able[0] if able else None)
     for summary in saes:
         if summary.sae.slug == slug:
             return summary
@@ -104,6 +109,7 @@ def own_text(summary: SAESummary | None) -> str:
 
 async def walk(store: Store, inference: Inference, *, summary: SAESummary, text: str, token: int | None = None) -> Walk:
     """Take a token of `text` apart; by default the last one."""
+    check_has_weights(summary.sae)
     text = clean_text(text)
     if not text.strip():
         raise PromptError("The text is empty: type a few words to take one of them apart.")

@@ -64,7 +64,9 @@ def add_train_arguments(parser: argparse.ArgumentParser, *, sweeps: bool = False
     )
     add_swept(how, "--seed", int, "of the weights (0)", default=0, metavar="N")
     how.add_argument("--data-seed", type=int, default=0, metavar="N", help="of the order of the text (0)")
-    how.add_argument("--dtype", default="float32", metavar="TYPE", help="of the model: float32, bfloat16 or float16")
+    how.add_argument(
+        "--dtype", default="float32", metavar="TYPE", help="of the model: float32, bfloat16, float16, int8, int4"
+    )
     how.add_argument(
         "--cache-activations",
         action="store_true",
@@ -163,7 +165,9 @@ def add_corpus_arguments(group: "argparse._ArgumentGroup") -> None:
 
 def add_device_argument(group: "argparse._ArgumentGroup") -> None:
     """--device."""
-    group.add_argument("--device", metavar="NAME", help="cuda, cpu or mps (cuda if it is there)")
+    group.add_argument(
+        "--device", metavar="NAME", help="cuda, cpu or mps (cuda if it is there); auto: a model larger than the GPU"
+    )
 
 
 def train_config(arguments: argparse.Namespace) -> TrainConfig:

@@ -14,7 +14,8 @@ ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "jumprelu", "gated", "relu")
 PENALISED = ("relu", "gated")  # their sparsity comes from an L1 penalty
 LONGEST_CONTEXT = 65_536  # of an index: positions are packed into 16 bits
 MOST_RANDOM = 100  # firings drawn at random from each feature, whose tokens are counted
-DTYPES = ("float32", "bfloat16", "float16")
+QUANTISED = ("int8", "int4")  # weights; such a model computes in bfloat16
+DTYPES = ("float32", "bfloat16", "float16", *QUANTISED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +49,9 @@ class TrainConfig:
     sparsity_warmup_share: float = 0.1  # of the steps over which the sparsity term rises to its weight
     seed: int = 0  # of the weights
     data_seed: int = 0  # of the order of the text
-    dtype: str = "float32"  # of the language model
+    dtype: str = "float32"  # of the language model: float32, bfloat16, float16, int8, int4
     cache_activations: bool = False  # keep activations on disk, so that the next SAE on them needs no model
-    device: str | None = None  # None: cuda, mps or cpu, whichever is there
+    device: str | None = None  # None: cuda where it is there, else cpu; auto: the model over GPUs and main memory
     checkpoint_seconds: float = 60.0  # wall time between checkpoints
 
     def __post_init__(self) -> None:

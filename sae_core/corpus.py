@@ -28,7 +28,8 @@ def iter_documents(sources: Iterable[str], *, text_field: str = "text") -> Itera
     """Documents of all sources in order.
 
     A source is a file, a folder (read recursively), a glob, `hub:NAME[:CONFIG]`, or `python-docs`. A text file is one
-    document; a JSONL or Parquet file is one document per row, taken from `text_field`. Raises CorpusError for a source
+    document; a JSONL or Parquet file is one document per row, taken from `text_field`: a text, or a conversation as a
+    list of messages with `role` and `content`. Raises CorpusError for a source
     that does not exist or cannot be read as text.
     """
     for source in sources:
@@ -138,16 +139,35 @@ def _jsonl_documents(path: Path, text_field: str) -> Iterator[Document]:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise CorpusError(f"{path} line {number} is not JSON; every line must be one JSON object.") from error
-            text = row.get(text_field) if isinstance(row, dict) else None
-            if not isinstance(text, str):
+            source = f"{path}:{number}"
+            document = _document(row.get(text_field), source) if isinstance(row, dict) else None
+            if document is None:
                 known = ", ".join(row) if isinstance(row, dict) else "none"
                 raise CorpusError(
                     f"{path} line {number} has no text field {text_field!r} (fields: {known}); "
                     "name it with --text-field."
                 )
-            # JSON can spell half a surrogate pair, which no tokenizer takes.
-            whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            yield Document(text=whole, source=f"{path}:{number}")
+            yield document
+
+
+def _document(value: object, source: str) -> Document | None:
+    """The text, or the conversation, that a row holds; None if it holds neither."""
+    if isinstance(value, str):
+        return Document(text=_whole(value), source=source)
+    if not isinstance(value, list) or not value:
+        return None
+    messages = []
+    for message in value:
+        said = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        if not isinstance(said[0], str) or not isinstance(said[1], str):
+            return None
+        messages.append((_whole(said[0]), _whole(said[1])))
+    return Document(text="", source=source, messages=tuple(messages))
+
+
+def _whole(text: str) -> str:
+    """JSON can spell half a surrogate pair, which no tokenizer takes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _parquet_documents(path: Path, text_field: str) -> Iterator[Document]:
@@ -169,19 +189,23 @@ def _parquet_documents(path: Path, text_field: str) -> Iterator[Document]:
     number = 0
     try:
         for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
-            for text in batch.column(0).to_pylist():
+            for value in batch.column(0).to_pylist():
                 number += 1
-                if text is not None:
-                    yield Document(text=text, source=f"{path}:{number}")
+                document = _document(value, f"{path}:{number}")
+                if document is not None:
+                    yield document
     except (pyarrow.ArrowInvalid, UnicodeDecodeError) as error:
         raise CorpusError(f"{path} is damaged after row {number}; write it again, or leave it out.") from error
 
 
 def _holds_text(kind: Any) -> bool:
-    """Whether values of this Arrow type come out as `str`, also where they are stored as indices of a dictionary."""
+    """Whether values of this Arrow type come out as `str`, also where they are stored as indices of a dictionary, or as
+    messages with role and content."""
     from pyarrow import types
 
     values = kind.value_type if types.is_dictionary(kind) else kind
+    if types.is_list(values) and types.is_struct(values.value_type):  # a conversation
+        return {"role", "content"} <= {field.name for field in values.value_type}
     return bool(types.is_string(values) or types.is_large_string(values) or types.is_string_view(values))
 
 
@@ -194,12 +218,13 @@ def _hub_documents(name: str, text_field: str) -> Iterator[Document]:
     try:
         rows = datasets.load_dataset(path, config or None, split="train", streaming=True)
         for number, row in enumerate(rows):
-            if not isinstance(row.get(text_field), str):
+            document = _document(row.get(text_field), f"{HUB_PREFIX}{path}:{number}")
+            if document is None:
                 raise CorpusError(
                     f"The data set {path} has no text column {text_field!r} (columns: {', '.join(row)}); "
                     "name it with --text-field."
                 )
-            yield Document(text=row[text_field], source=f"{HUB_PREFIX}{path}:{number}")
+            yield document
     except (OSError, ValueError, RuntimeError) as error:
         raise CorpusError(
             f"The data set {path} cannot be loaded ({type(error).__name__}); check its name, its configuration "

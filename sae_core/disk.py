@@ -1,6 +1,7 @@
 """Writing to disk: a full or read-only disk becomes one sentence, and what was there before stays."""
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,3 +44,22 @@ def _full(folder: Path) -> DiskFullError:
 def _free_bytes(folder: Path) -> int:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     return shutil.disk_usage(existing).free
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into that takes the place of `folder` when all is written; nothing stays of one that failed.
+
+    Raises ConfigError if there is something at that place already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is there already and not empty; name another --output.")
+    new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    with saving(folder):
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        try:
+            yield new
+            new.replace(folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)

@@ -11,7 +11,9 @@ SaescopeError
 │       └── PromptTooLongError                                                HTTP 413
 ├── NotFoundError         an unknown SAE, feature, run or list                 exit 2, HTTP 404
 ├── ConflictError         what was to be changed has been changed meanwhile    exit 2, HTTP 409
-├── ForbiddenError        a change from elsewhere, or to a read-only server    exit 2, HTTP 403
+├── ForbiddenError        a change from elsewhere, or without the role for it  exit 2, HTTP 403
+├── LoginNeededError      no token, or one that opens nothing                  exit 2, HTTP 401
+├── TooManyError          more requests than a client may make                 exit 1, HTTP 429
 ├── StoreError            the database                                         exit 1, HTTP 503
 │   ├── NewerDatabaseError  written by a later version of saescope
 │   └── OlderDatabaseError  written by an older one, to be upgraded
@@ -75,6 +77,15 @@ class ConflictError(SaescopeError):
 class ForbiddenError(SaescopeError):
     exit_code = 2
     http_status = 403
+
+
+class LoginNeededError(SaescopeError):
+    exit_code = 2
+    http_status = 401
+
+
+class TooManyError(SaescopeError):
+    http_status = 429
 
 
 class StoreError(SaescopeError):

@@ -23,6 +23,7 @@ from sae_core import directions
 from sae_core.config import IndexConfig
 from sae_core.context_file import ContextFile
 from sae_core.corpus import corpus_name, iter_documents
+from sae_core.dashboards import check_has_weights
 from sae_core.disk import saving
 from sae_core.errors import CorpusError, WeightsError
 from sae_core.metrics import (
@@ -80,6 +81,7 @@ class Subject:
 
 def load_subject(sae_info: SAEInfo, config: IndexConfig) -> Subject:
     """Loads the SAE's model and the SAE. Raises ModelError, WeightsError, and ConfigError for an unknown hook."""
+    check_has_weights(sae_info)
     dtype = str(sae_info.config["dtype"])
     model = load_model(sae_info.model.model_name, dtype=dtype, device=config.device)
     sae = load_sae(Path(sae_info.weights_path), device=model.device)

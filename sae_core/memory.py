@@ -11,9 +11,6 @@ A token has k entries, and d_in / 2 more while the auxiliary loss revives featur
 several times as many at first, which takes three dense products of some rows to find.
 """
 
-import os
-from pathlib import Path
-
 import torch
 
 from sae_core import select
@@ -21,6 +18,7 @@ from sae_core.activations import FORWARD_TOKENS
 from sae_core.config import TrainConfig
 from sae_core.errors import ConfigError
 from sae_core.fit import AUXILIARY, START_ROWS
+from sae_core.free_memory import free_bytes, gigabytes
 from sae_core.sae import MatryoshkaSAE
 
 _BASE_BYTES = 300 << 20  # Python, torch and transformers themselves
@@ -28,25 +26,28 @@ _ENTRY_BYTES = 60
 _FORWARD_WIDTHS = 20  # numbers that a forward pass holds per token, in widths of the model
 _PASSES = 8  # whose activations wait to be copied into the buffer
 _CONTEXTS_HELD = 24_576  # tokenised, shuffled or waiting
-_PROC = Path("/proc")
-_CGROUP = Path("/sys/fs/cgroup")
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
-_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 2, "int4": 2}  # of activations
 
 
 def check_memory(
     configs: list[TrainConfig], *, d_model: int, device: torch.device, buffer_tokens: int, model_bytes: int
-) -> None:
-    """Raises ConfigError, with the numbers, if training these SAEs together cannot fit into the device's memory."""
+) -> int:
+    """Bytes that training these SAEs together needs, as `training_bytes` has them.
+
+    Raises ConfigError, with the numbers, if they cannot fit into the device's memory.
+    """
     wanted = training_bytes(
         configs, d_model=d_model, device=device, buffer_tokens=buffer_tokens, model_bytes=model_bytes
     )
     free = free_bytes(device)
     if free is not None and wanted > free:
         raise ConfigError(
-            f"Training needs about {_gb(wanted)} of memory and {_gb(free)} are free on {device.type}: lower --d-sae, "
-            "--batch-tokens or --buffer-tokens, train fewer SAEs at once, or load the model with --dtype bfloat16."
+            f"Training needs about {gigabytes(wanted)} of memory and {gigabytes(free)} are free on {device.type}: "
+            "lower --d-sae, --batch-tokens or --buffer-tokens, train fewer SAEs at once, or load the model with "
+            "--dtype bfloat16."
         )
+    return wanted
 
 
 def training_bytes(
@@ -90,36 +91,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on the device; None where that cannot be told."""
-    if device.type == "cuda":  # what torch holds in reserve is free for what comes
-        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + reserved
-    try:
-        lines = (_PROC / "meminfo").read_text().splitlines()
-        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):  # no Linux: what is there at all
-        try:
-            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        except (ValueError, OSError, AttributeError):
-            return None
-    left = _cgroup_free()
-    return available if left is None else min(available, left)
-
-
-def _cgroup_free() -> int | None:
-    """What a container's limit leaves; None without one."""
-    try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        used = int((_CGROUP / "memory.current").read_text())
-        counts = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        files = int(counts["inactive_file"]) + int(counts["active_file"])  # kept as long as nobody needs the room
-        return None if limit == "max" else max(0, int(limit) - used + files)
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _gb(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:,.1f} GB"

@@ -27,7 +27,17 @@ from torch import Tensor, nn
 from sae_core.config import DTYPES
 from sae_core.demo_lm import DEMO_LM_FOLDER
 from sae_core.errors import ConfigError, ModelError
+from sae_core.placement import (
+    AUTO,
+    check_weights,
+    computing_dtype,
+    first_device,
+    loading_options,
+    weights_here,
+    weights_sentence,
+)
 from sae_core.prefixes import KeyValues
+from sae_core.progress import say_line
 from sae_core.records import ModelInfo
 
 DEMO_MODEL = "demo"
@@ -74,8 +84,8 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = next(self.module.parameters()).device
-        return device
+        """Where token ids go and activations come from, also if some of the weights are elsewhere."""
+        return first_device(self.module)
 
     @property
     def is_causal(self) -> bool:
@@ -185,7 +195,7 @@ class LanguageModel:
         states = []
         for replace in replacements:
             with self._hooked(hook_name, replace):
-                states.append(self._head_input(head, token_ids, attention_mask)[where])
+                states.append(self._head_input(head, token_ids, attention_mask).to(where.device)[where])
         size = max(_PART_ROWS, _PART_LOGITS // len(head.weight))
         for rows in zip(*(torch.split(kept, size) for kept in states), strict=True):
             yield tuple(self._head_output(head, row).float().log_softmax(dim=1) for row in rows)
@@ -217,7 +227,7 @@ class LanguageModel:
             logits: Tensor = self._forward(any_token, torch.ones_like(any_token, dtype=torch.bool)).logits
         finally:
             handle.remove()
-        return logits[0]
+        return logits[0].to(states.device)
 
     @torch.inference_mode()
     def unembedding(self) -> Tensor | None:
@@ -229,7 +239,8 @@ class LanguageModel:
         head = self.module.get_output_embeddings()
         if head is None or not hasattr(head, "weight"):
             return None
-        weights: Tensor = head.weight.float()  # (vocab, d_model)
+        with weights_here(head):
+            weights: Tensor = head.weight.to(self.device).float()  # (vocab, d_model)
         norm = self.final_norm()
         if norm is None:
             return weights.T.contiguous()
@@ -353,15 +364,19 @@ class LanguageModel:
             return
         module, at_input = self._hooked_module(hook_name)
 
+        def changed_here(acts: Tensor) -> Tensor | None:  # a spread model's blocks are on several devices
+            changed = change(acts.to(self.device))
+            return None if changed is None else changed.to(acts.device)
+
         def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if args:
-                changed = change(args[0])
+                changed = changed_here(args[0])
                 return None if changed is None else ((changed, *args[1:]), kwargs)
-            changed = change(kwargs["hidden_states"])
+            changed = changed_here(kwargs["hidden_states"])
             return None if changed is None else (args, {**kwargs, "hidden_states": changed})
 
         def on_output(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-            changed = change(output[0] if isinstance(output, tuple) else output)
+            changed = changed_here(output[0] if isinstance(output, tuple) else output)
             if changed is None:
                 return None
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
@@ -377,10 +392,14 @@ class LanguageModel:
             handle.remove()
 
 
-def load_model(model_name: str, *, dtype: str = "float32", device: str | None = None) -> LanguageModel:
+def load_model(
+    model_name: str, *, dtype: str = "float32", device: str | None = None, beside_bytes: int | None = None
+) -> LanguageModel:
     """A model with its tokenizer from a folder, the hub's cache or the hub; `demo` is the model that ships here.
 
-    Raises ModelError, in one sentence that says what to do, if it is absent, gated, offline or of an unknown kind.
+    Says on the terminal how much memory the weights will take, before they are read. The device `auto` spreads a model
+    that is larger than the GPU, and leaves `beside_bytes` of it free (None: a fifth). Raises ModelError, in one
+    sentence that says what to do, if it is absent, gated, offline, of an unknown kind, or too large for the device.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}.")
@@ -393,10 +412,19 @@ def load_model(model_name: str, *, dtype: str = "float32", device: str | None = 
     with _model_errors(model_name):
         options = _loading_options(source)
         config, loader = _config_and_loader(source, options)
-        module = loader.from_pretrained(source, dtype=getattr(torch, dtype), **options)
+        outline = _outline(config, loader, dtype)
+        info = _info(model_name, source, config, outline)
+        say_line(weights_sentence(info, outline, dtype=dtype, device=chosen))
+        check_weights(info, outline, dtype=dtype, device=chosen, spreads=device == AUTO)
+        is_quantised = getattr(config, "quantization_config", None) is not None
+        placed = loading_options(
+            dtype, chosen, spreads=device == AUTO, is_quantised=is_quantised, beside_bytes=beside_bytes
+        )
+        module = loader.from_pretrained(source, **placed, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        module.to(chosen)
-    return LanguageModel(module, tokenizer, _info(model_name, source, config, module))
+        if "device_map" not in placed:
+            module.to(chosen)
+    return LanguageModel(module, tokenizer, info)
 
 
 def load_outline(model_name: str, *, dtype: str = "float32") -> LanguageModel:
@@ -408,9 +436,14 @@ def load_outline(model_name: str, *, dtype: str = "float32") -> LanguageModel:
     with _model_errors(model_name):
         options = _loading_options(source)
         config, loader = _config_and_loader(source, options)
-        with torch.device("meta"):
-            module = loader.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+        module = _outline(config, loader, dtype)
     return LanguageModel(module, None, _info(model_name, source, config, module))
+
+
+def _outline(config: Any, loader: Any, dtype: str) -> nn.Module:
+    with torch.device("meta"):
+        outline: nn.Module = loader.from_config(config, dtype=computing_dtype(dtype), trust_remote_code=False)
+    return outline
 
 
 def _config_and_loader(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
@@ -426,7 +459,7 @@ def _info(model_name: str, source: str, config: Any, module: nn.Module) -> Model
     text_config = config.get_text_config()
     return ModelInfo(
         model_name=model_name,
-        revision=getattr(config, "_commit_hash", None) or _folder_fingerprint(Path(source)),
+        revision=_folder_fingerprint(Path(source)) if Path(source).is_dir() else _commit(source, config),
         architecture=type(module).__name__,
         n_layers=text_config.num_hidden_layers,
         d_model=text_config.hidden_size,
@@ -464,8 +497,11 @@ def _loading_options(source: str) -> dict[str, Any]:
 
 
 def choose_device(device: str | None) -> torch.device:
-    """The named device, or cuda where it is there and else the cpu; ConfigError if the named one is not here."""
-    if device is None:
+    """The named device, or (also for `auto`) cuda where it is there and else the cpu.
+
+    ConfigError if the named one is not here.
+    """
+    if device is None or device == AUTO:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
@@ -499,12 +535,14 @@ def _model_errors(model_name: str) -> Iterator[None]:
 
     try:
         yield
+    except ModelError:
+        raise
     except Exception as error:  # damaged files make tokenizers and safetensors raise plain Exceptions
         chain = list(_causes(error))
         if any(isinstance(cause, GatedRepoError) for cause in chain):
-            sentence = "is gated: accept its licence on its hub page, then run `hf auth login`"
+            sentence = "is gated: accept its licence on its hub page, then run `hf auth login` (or set HF_TOKEN)"
         elif any(isinstance(cause, RepositoryNotFoundError) for cause in chain):
-            sentence = "is not on the hub (or is private): check the name, or run `hf auth login`"
+            sentence = "is not on the hub (or is private): check the name, or run `hf auth login` (or set HF_TOKEN)"
         elif isinstance(error, torch.OutOfMemoryError):
             sentence = "does not fit into the device's memory: use --dtype bfloat16 or --device cpu"
         elif "trust_remote_code" in str(error):
@@ -524,6 +562,16 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _commit(source: str, config: Any) -> str:
+    """The commit of a hub's model: as the configuration knows it, or as the hub's cache has filed it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if commit := getattr(config, "_commit_hash", None):
+        return str(commit)
+    kept = try_to_load_from_cache(source, "config.json")  # …/snapshots/COMMIT/config.json
+    return Path(kept).parent.name if isinstance(kept, str) else "unknown"
 
 
 def _folder_fingerprint(folder: Path) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sae_core.dashboards import check_has_weights
 from sae_core.errors import ModelError, PromptError, PromptTooLongError, SaescopeError
 from sae_core.model import LanguageModel, load_model
 from sae_core.prefixes import ActiveRow, KeyValues, Prefix, Prefixes
@@ -30,7 +31,7 @@ from sae_core.records import (
 )
 from sae_core.sae import load_sae
 from sae_core.sparse import SparseCode
-from sae_core.tokens import framing, vocabulary
+from sae_core.tokens import framing, vocabulary, without_prefix
 from sae_core.tokens_text import display_strings
 
 _TINY = 1e-30  # keeps the shares of a zero vector at 0
@@ -43,6 +44,7 @@ class Prober:
 
     def __init__(self, sae: SAEInfo, *, device: str | None = None, model: LanguageModel | None = None) -> None:
         """`model` shares one that is loaded already. Raises ModelError and WeightsError."""
+        check_has_weights(sae)
         self.info = sae
         self.model = model or load_model(sae.model.model_name, dtype=str(sae.config["dtype"]), device=device)
         self.sae = load_sae(Path(sae.weights_path), device=self.model.device)
@@ -212,7 +214,10 @@ class Prober:
             raise PromptError("The prompt is empty; type some text.")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise PromptError("The prompt has half of a character (a lone surrogate); remove it.")
-        ids: list[int] = self.model.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        encoded = self.model.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        ids = without_prefix(encoded, self.frame)
+        if not ids:
+            raise PromptError("The prompt is only a start token; type some text.")
         if len(ids) > max_tokens:
             raise PromptTooLongError(
                 f"The prompt has {len(ids):,} tokens, over the limit of {max_tokens:,}; shorten it."

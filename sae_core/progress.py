@@ -62,6 +62,11 @@ def say(bar: "tqdm[Any]", text: str) -> None:
         bar.last_print_t = time.time()
 
 
+def say_line(text: str) -> None:
+    """A line of its own on the terminal, above a bar that may be there."""
+    tqdm.write(text, file=sys.stderr)
+
+
 class StopRequest:
     """Whether the user asked the job to stop; jobs look between steps, so that what they save is whole."""
 

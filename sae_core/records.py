@@ -8,19 +8,25 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from sae_core.access_records import Visibility
 from sae_core.bands import N_BANDS, band_edges
 from sae_core.tokens_text import whole_text
 
 TOP_BAND = 0
+MAP_SIDE = 65_535  # a map's places go from 0 to this, in both directions
 RANDOM_BAND = N_BANDS + 1  # bands 1..N_BANDS are octaves of activation, the weakest first (`bands`)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """One text of a corpus and where it came from (a path, a path with line number, or a data set row)."""
+    """One text of a corpus and where it came from (a path, a path with line number, or a data set row).
+
+    A conversation has `messages` (role, content) and no text: the model's chat template makes one of them (`tokens`).
+    """
 
     text: str
     source: str
+    messages: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,6 +222,15 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LabelText:
+    """What a feature is called, and how well its automatic label does; the rest of a label where there are many."""
+
+    feature_index: int
+    text: str
+    confidence: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureSummary:
     """What a list shows of a feature on one corpus. A dead feature has density 0."""
 
@@ -340,6 +355,7 @@ class SAESummary:
 
     sae: SAEInfo
     indexes: tuple[IndexInfo, ...]
+    visibility: Visibility = "public"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -376,6 +392,34 @@ class FeaturePoint:
     feature_index: int
     density: float
     max_activation: float
+    encoder_decoder_cosine: float | None = None  # None: one of the directions is zero
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbours:
+    """The nearest features of every feature of an SAE, in the store's own packing."""
+
+    d_sae: int
+    packed: bytes  # (feature_index uint32, cosine float32), nearest first; as many for each feature
+
+    @property
+    def per_feature(self) -> int:
+        return len(self.packed) // (8 * max(self.d_sae, 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureMap:
+    """An SAE's decoder directions in the plane: every feature's place, by feature index, 0 to `MAP_SIDE` each way.
+
+    Neighbours in the plane are mostly neighbours in the SAE; distances between what is far apart mean little.
+    """
+
+    xs: tuple[int, ...]
+    ys: tuple[int, ...]
+    n_neighbours: int  # nearest features of each that it was made from
+    seed: int
+    seconds: float
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

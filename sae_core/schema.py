@@ -1,9 +1,9 @@
-"""The tables: models, corpora, contexts, saes, indexes, features, examples, labels, lists, probes, steerings. Read and
-written by `store` alone.
+"""The tables: models, corpora, contexts, saes, indexes, features, examples, labels, maps, lists, probes, steerings; and
+tokens, sessions, audit. Read and written by `store` alone.
 
     models ──< saes ──< indexes >── corpora ──< contexts
                 │          └──< features, feature_texts, examples
-                └──< labels                                          lists ──< list_items      probes
+                └──< labels, maps                                    lists ──< list_items      probes
 
 Numbers by the hundred are packed, little-endian (`store_rows`), so an example costs tens of bytes. A change here needs
 a new file in `migrations/versions` and its number in `REVISION`; a test compares the two.
@@ -93,6 +93,7 @@ saes = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("config", JSON, nullable=False),
     Column("weights_sha256", Text),  # NULL: there was no such file when the SAE was entered, or before revision 0003
+    Column("visibility", Text, nullable=False, server_default="public"),  # or unlisted, private: see store_access
 )
 
 # The same name may stand for other text tomorrow; contexts are shared by those who mean the same text by it.
@@ -117,7 +118,7 @@ contexts = Table(
     Column("corpus_id", ForeignKey("corpora.corpus_id", ondelete="CASCADE"), primary_key=True),
     Column("context_id", Integer, primary_key=True),
     Column("source", Text, nullable=False),
-    Column("token_ids", LargeBinary, nullable=False),  # uint32
+    Column("token_ids", LargeBinary, nullable=False),  # uint32, or uint16 behind a byte (`stored_token_ids`)
 )
 
 indexes = Table(
@@ -245,6 +246,18 @@ labels = Table(
 )
 Index("labels_by_score", labels.c.sae_id, labels.c.kind, labels.c.score, labels.c.feature_index)
 
+# Decoder directions in the plane; they are the SAE's, so its indexes share one.
+maps = Table(
+    "maps",
+    metadata,
+    Column("sae_id", ForeignKey("saes.sae_id", ondelete="CASCADE"), primary_key=True),
+    Column("places", LargeBinary, nullable=False),  # (x uint16, y uint16) of every feature
+    Column("n_neighbours", Integer, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
 # What people collect. It outlives the SAEs that it names, so an item holds their slugs and not their rows.
 lists = Table(
     "lists",
@@ -304,4 +317,36 @@ steerings = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("query", Text, nullable=False),  # of the page's address
     Column("report", JSON, nullable=False),
+)
+
+# Who may come in: `store_access`. A token that was revoked stays, for those who read the audit trail.
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("token_id", Integer, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("role", Text, nullable=False),  # reader, editor, admin
+    Column("sha256", Text, nullable=False, unique=True),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("revoked_at", UtcDateTime),
+    sqlite_autoincrement=True,
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("sha256", Text, primary_key=True),
+    Column("token_id", ForeignKey("tokens.token_id", ondelete="CASCADE"), nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("audit_id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("name", Text, nullable=False),  # of the token, or of the person at the command line
+    Column("action", Text, nullable=False),
+    Column("request_id", Text, nullable=False),
+    sqlite_autoincrement=True,
 )

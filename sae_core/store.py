@@ -5,42 +5,51 @@ together and what it writes is there as a whole or not at all. Wherever `corpus`
 None stands for the newest index.
 """
 
+import copy
 import gc
 import random
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, Self
 
 import sqlalchemy as sa
 
+from sae_core.access_records import VISIBILITIES, Viewer, Visibility
 from sae_core.causal.records import SavedSteering
-from sae_core.errors import NotFoundError
+from sae_core.errors import ConfigError, NotFoundError
 from sae_core.records import (
     Feature,
     FeatureDetail,
     FeatureList,
+    FeatureMap,
     FeaturePage,
     FeaturePoint,
     FeatureRow,
     IndexInfo,
     IndexRecords,
     Label,
+    LabelText,
     ListItem,
     ListSummary,
+    Neighbours,
     SAEInfo,
     SAESummary,
     SharedProbe,
     Vocabulary,
 )
 from sae_core.schema import features, saes
+from sae_core.store_access import Accounts
 from sae_core.store_check import problems
 from sae_core.store_engine import Database
+from sae_core.store_labels import Merged, iter_labels, merge_labels
 from sae_core.store_lists import (
     bare_items,
     insert_item,
+    insert_items,
     insert_list,
     list_summaries,
     move_item,
@@ -51,7 +60,8 @@ from sae_core.store_lists import (
     update_list,
     update_note,
 )
-from sae_core.store_pages import Asked, Sort, cursor_after, feature_number, page_rows
+from sae_core.store_maps import label_texts_of, map_of, neighbours_of, upsert_map
+from sae_core.store_pages import Asked, Sort, cursor_after, feature_number, matching_numbers, page_rows
 from sae_core.store_probes import insert_probe, newest_probes, probe_of, remove_probe
 from sae_core.store_reads import (
     INDEXES,
@@ -74,6 +84,7 @@ from sae_core.store_rows import (
     vocabulary_record,
 )
 from sae_core.store_steerings import insert_steering, saved_steering
+from sae_core.store_viewer import hidden_slugs, is_listed
 from sae_core.store_writes import insert_index, remove_label, remove_sae, upsert_labels, upsert_sae
 
 CACHED_VOCABULARIES = 4  # about 10 MB each
@@ -83,14 +94,16 @@ EXAMPLES_IN_LISTS = 2
 class Store:
     """Open with `Store.open(url)`; close when done."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, new_saes: Visibility = "public") -> None:
         self._database = database
+        self._new_saes = new_saes
         self._vocabularies: OrderedDict[str, Vocabulary] = OrderedDict()  # by content, least recently used first
         self._vocabularies_lock = threading.Lock()
 
     @classmethod
-    def open(cls, url: str, *, upgrades: bool = False) -> Self:
+    def open(cls, url: str, *, upgrades: bool = False, new_saes: Visibility = "public") -> Self:
         """Open the database; an empty one gets its tables. `url`: sqlite:////full/path.db or postgresql://user:pw@host/name.
+        `new_saes`: the visibility of SAEs that are added under a new slug.
 
         Raises StoreError if it cannot be used, OlderDatabaseError if an older saescope wrote it and it is not to be
         upgraded, NewerDatabaseError if a later one did.
@@ -101,7 +114,18 @@ class Store:
         except BaseException:
             database.close()
             raise
-        return cls(database)
+        return cls(database, new_saes=new_saes)
+
+    def seen_by(self, viewer: Viewer) -> Self:
+        """The same store as this viewer sees it: `store_viewer` says what is hidden, and notes what is written."""
+        other = copy.copy(self)
+        other._database = self._database.on_behalf_of(viewer)
+        return other
+
+    @property
+    def accounts(self) -> Accounts:
+        """Tokens, sessions, and the audit trail."""
+        return Accounts(self._database)
 
     def close(self) -> None:
         self._database.close()
@@ -110,6 +134,14 @@ class Store:
         """Raises StoreError if the database does not answer."""
         with self._database.reading() as connection:
             connection.execute(sa.select(1))
+
+    def is_current(self) -> bool:
+        """Whether the database's tables are those of this version. Raises StoreError if it does not answer."""
+        return self._database.is_current()
+
+    def backup(self, path: Path) -> None:
+        """The whole database in a new file, as it is at one moment. Raises ConfigError where it is not SQLite's."""
+        self._database.backup(path)
 
     def check(self) -> list[str]:
         """What is wrong with what is stored, a sentence each: checksums, and what points at what."""
@@ -121,7 +153,7 @@ class Store:
     def add_sae(self, sae: SAEInfo, vocabulary: Vocabulary) -> None:
         """A new SAE under a known slug replaces the old one, its indexes and its labels; the same one keeps them."""
         with self._database.writing() as connection:
-            upsert_sae(connection, sae, vocabulary)
+            upsert_sae(connection, sae, vocabulary, visibility=self._new_saes)
 
     def add_index(self, records: IndexRecords) -> int:
         """Store a finished index, in place of an older one of the same SAE and corpus name; returns its id."""
@@ -129,9 +161,31 @@ class Store:
             sae = sae_row_of(connection, records.info.slug)
             return insert_index(connection, records, sae_id=sae["sae_id"], vocabulary=self._vocabulary(connection, sae))
 
+    def add_dashboard(
+        self, sae: SAEInfo, vocabulary: Vocabulary, records: IndexRecords, labels: Iterable[tuple[int, Label]]
+    ) -> Merged:
+        """An SAE, its index and labels, all or nothing, in place of an older one of that slug, whose labels stay."""
+        with _without_collector(), self._database.writing() as connection:
+            known = connection.execute(SAES.where(saes.c.slug == sae.slug)).mappings().one_or_none()
+            kept = [] if known is None else list(iter_labels(connection, known["sae_id"]))
+            upsert_sae(connection, sae, vocabulary)
+            sae_id = sae_row_of(connection, sae.slug)["sae_id"]
+            insert_index(connection, records, sae_id=sae_id, vocabulary=vocabulary)
+            still = [(feature_index, label) for feature_index, label in kept if feature_index < sae.d_sae]
+            merge_labels(connection, still, sae_id=sae_id, d_sae=sae.d_sae)
+            return merge_labels(connection, labels, sae_id=sae_id, d_sae=sae.d_sae)
+
     def delete_sae(self, slug: str) -> None:
         with self._database.writing() as connection:
             remove_sae(connection, sae_row_of(connection, slug)["sae_id"])
+
+    def set_visibility(self, slug: str, visibility: Visibility) -> None:
+        """Who finds this SAE: everybody, those who have its address, or only those who see everything."""
+        if visibility not in VISIBILITIES:
+            raise ConfigError(f"The visibility {visibility!r} is unknown; give one of {', '.join(VISIBILITIES)}.")
+        with self._database.writing() as connection:
+            sae_id = sae_row_of(connection, slug)["sae_id"]
+            connection.execute(sa.update(saes).where(saes.c.sae_id == sae_id).values(visibility=visibility))
 
     def add_labels(self, slug: str, labels: Mapping[int, Label]) -> None:
         """Replaces labels of the same kind. A person's label stays, and is the one shown, beside an automatic one."""
@@ -139,10 +193,26 @@ class Store:
             sae = sae_row_of(connection, slug)
             upsert_labels(connection, labels, sae_id=sae["sae_id"], d_sae=sae["d_sae"])
 
+    def merge_labels(self, slug: str, labels: Iterable[tuple[int, Label]]) -> Merged:
+        """Puts labels beside those that are here, by the rules of `store_labels`; all of them or none."""
+        with self._database.writing() as connection:
+            sae = sae_row_of(connection, slug)
+            return merge_labels(connection, labels, sae_id=sae["sae_id"], d_sae=sae["d_sae"])
+
+    def all_labels(self, slug: str) -> list[tuple[int, Label]]:
+        """Every label with its feature, by feature, a person's first."""
+        with self._database.reading() as connection:
+            return list(iter_labels(connection, sae_row_of(connection, slug)["sae_id"]))
+
     def delete_label(self, slug: str, feature_index: int) -> None:
         """Removes a person's label, so that the automatic one, if there is one, is shown again."""
         with self._database.writing() as connection:
             remove_label(connection, feature_index, sae_id=sae_row_of(connection, slug)["sae_id"])
+
+    def add_map(self, slug: str, made: FeatureMap) -> None:
+        """Replaces the SAE's map."""
+        with self._database.writing() as connection:
+            upsert_map(connection, made, sae=sae_row_of(connection, slug))
 
     # Lists: `store_lists` says what they promise
 
@@ -220,6 +290,35 @@ class Store:
                 author=author,
             )
 
+    def add_list_items(
+        self,
+        list_id: str,
+        slug: str,
+        feature_indexes: Sequence[int],
+        *,
+        corpus: str | None = None,
+        note: str = "",
+        author: str = "",
+    ) -> int:
+        """Puts features at the end of a list, in this order; returns how many were not in it already."""
+        with self._database.writing() as connection:
+            index = index_row_of(connection, slug, corpus=corpus)
+            known = {row["feature_index"] for row in feature_rows_of(connection, index["index_id"], feature_indexes)}
+            for feature_index in feature_indexes:
+                if feature_index not in known:
+                    raise unknown_feature(index, feature_index)
+            found = labels_of(connection, index["sae_id"], feature_indexes)
+            new = insert_items(
+                connection,
+                list_id,
+                sae=sae_row_of(connection, slug),
+                labels={number: found[number].text if number in found else None for number in feature_indexes},
+                corpus=corpus,
+                note=note,
+                author=author,
+            )
+            return len(new)
+
     def change_list_note(
         self, list_id: str, item_id: int, *, note: str, author: str = "", version: int | None = None
     ) -> None:
@@ -261,19 +360,31 @@ class Store:
     # Reads
 
     def saes(self) -> list[SAESummary]:
-        """All SAEs, newest first."""
+        """All SAEs that the viewer may know of, newest first."""
         with self._database.reading() as connection:
-            rows = connection.execute(SAES.order_by(saes.c.created_at.desc(), saes.c.slug)).mappings().all()
+            found = connection.execute(SAES.order_by(saes.c.created_at.desc(), saes.c.slug)).mappings()
+            rows = [row for row in found if is_listed(connection, row)]
             by_slug: dict[str, list[IndexInfo]] = {row["slug"]: [] for row in rows}
             for row in connection.execute(INDEXES).mappings():
-                by_slug[row["slug"]].append(index_record(row))
-            return [SAESummary(sae=sae_record(row), indexes=tuple(by_slug[row["slug"]])) for row in rows]
+                if row["slug"] in by_slug:
+                    by_slug[row["slug"]].append(index_record(row))
+            return [
+                SAESummary(sae=sae_record(row), indexes=tuple(by_slug[row["slug"]]), visibility=row["visibility"])
+                for row in rows
+            ]
+
+    def hidden_slugs(self) -> frozenset[str]:
+        """The SAEs that are not there for the viewer: what else bears their names is not for them either."""
+        with self._database.reading() as connection:
+            return frozenset(hidden_slugs(connection))
 
     def sae(self, slug: str) -> SAESummary:
         with self._database.reading() as connection:
             row = sae_row_of(connection, slug)
             its_indexes = connection.execute(INDEXES.where(saes.c.sae_id == row["sae_id"])).mappings()
-            return SAESummary(sae=sae_record(row), indexes=tuple(index_record(index) for index in its_indexes))
+            return SAESummary(
+                sae=sae_record(row), indexes=tuple(map(index_record, its_indexes)), visibility=row["visibility"]
+            )
 
     def index(self, slug: str, *, corpus: str | None = None) -> IndexInfo:
         with self._database.reading() as connection:
@@ -351,11 +462,41 @@ class Store:
         """All features, by feature index."""
         with self._database.reading() as connection:
             index = index_row_of(connection, slug, corpus=corpus)
-            query = sa.select(features.c.feature_index, features.c.density, features.c.max_activation)
-            rows = connection.execute(
-                query.where(features.c.index_id == index["index_id"]).order_by(features.c.feature_index)
-            )
-            return [FeaturePoint(feature_index=row[0], density=row[1], max_activation=row[2]) for row in rows]
+            columns = (features.c[field.name] for field in fields(FeaturePoint))
+            query = sa.select(*columns).where(features.c.index_id == index["index_id"])
+            rows = connection.execute(query.order_by(features.c.feature_index))
+            return [
+                FeaturePoint(
+                    feature_index=number, density=density, max_activation=highest, encoder_decoder_cosine=cosine
+                )
+                for number, density, highest, cosine in rows
+            ]
+
+    def neighbours(self, slug: str, *, corpus: str | None = None) -> Neighbours:
+        """What a map is made from."""
+        with self._database.reading() as connection:
+            return neighbours_of(connection, index_row_of(connection, slug, corpus=corpus))
+
+    def feature_map(self, slug: str) -> FeatureMap | None:
+        """None where none was made yet."""
+        with self._database.reading() as connection:
+            return map_of(connection, sae_row_of(connection, slug)["sae_id"])
+
+    def label_texts(self, slug: str) -> list[LabelText]:
+        """What every feature is called that has a label, by feature index."""
+        with self._database.reading() as connection:
+            return label_texts_of(connection, sae_row_of(connection, slug))
+
+    def matching_features(
+        self, slug: str, q: str, *, corpus: str | None = None, within: str | None = None, limit: int
+    ) -> list[int]:
+        """The first of the features that `features` lists for this search, the dead included, densest first."""
+        with self._database.reading() as connection:
+            index = index_row_of(connection, slug, corpus=corpus)
+            number = feature_number(q)
+            if number is not None and feature_rows_of(connection, index["index_id"], [number]):
+                return [number]
+            return matching_numbers(connection, q, within, index_id=index["index_id"], limit=limit)
 
     def random_feature(self, slug: str, *, corpus: str | None = None) -> int:
         """Any alive feature, each as likely as the next. Reads only the index by density."""

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DatabaseError
 
 from sae_core.digests import Digest, file_sha256
 from sae_core.schema import FEATURE_SEARCH, contexts, corpora, examples, features, indexes, saes
-from sae_core.store_rows import unpacked_examples
+from sae_core.store_rows import unpacked_examples, wide_token_ids
 
 WEIGHTS_FILE = "sae.safetensors"
 _CONTEXTS_PER_QUERY = 1000
@@ -101,7 +101,7 @@ def _contexts_digest(connection: sa.Connection, corpus_id: int, numbers: list[in
         wanted = (contexts.c.corpus_id == corpus_id, contexts.c.context_id.in_(some))
         query = sa.select(contexts.c.context_id, contexts.c.token_ids).where(*wanted).order_by(contexts.c.context_id)
         for number, token_ids in connection.execute(query):
-            digest.add(number, token_ids)
+            digest.add(number, wide_token_ids(token_ids))
             n_found += 1
     return n_found, digest.hex
 

@@ -4,19 +4,29 @@ SQLite by default, PostgreSQL for a team. Reads see one moment of the database h
 are rare and run one at a time, so each may be written as if it were alone.
 """
 
+import copy
 import math
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, TimeoutError
 
-from sae_core.errors import DiskFullError, NewerDatabaseError, OlderDatabaseError, SaescopeError, StoreError
+from sae_core.access_records import Viewer
+from sae_core.errors import (
+    ConfigError,
+    DiskFullError,
+    NewerDatabaseError,
+    OlderDatabaseError,
+    SaescopeError,
+    StoreError,
+)
 from sae_core.schema import REVISION
+from sae_core.store_viewer import OPTION, note_write
 
 LOCK_SECONDS = 30.0  # how long a write waits for another process's write; `?timeout=` in an SQLite URL says otherwise
 CONNECT_SECONDS = 10
@@ -27,32 +37,44 @@ POSTGRES_LOCKED = "55P03"
 
 
 class Database:
-    """An engine with two ways in: `reading` and `writing`, each one transaction."""
+    """An engine with two ways in: `reading` and `writing`, each one transaction. `viewer`: on whose behalf."""
 
     def __init__(self, url: str) -> None:
+        self.viewer: Viewer | None = None
         self.url = _parsed(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         # Without the query, which may hold a password; the host's own password prints as ***.
         self.name = self.url.set(query={}).render_as_string(hide_password=True)
         self._engine = _sqlite_engine(self.url) if self.is_sqlite else _postgres_engine(self.url)
 
+    def on_behalf_of(self, viewer: Viewer) -> Self:
+        """The same database, open as it is, for this viewer."""
+        other = copy.copy(self)
+        other.viewer = viewer
+        return other
+
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {OPTION: self.viewer}
         if not self.is_sqlite:  # SQLite reads one snapshot anyway
-            options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+            options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         with self._errors(), self._engine.connect() as connection, connection.execution_options(**options).begin():
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """Everything or nothing; one writer at a time, over all processes."""
-        options = {"saescope_writes": True}  # read by `begin` in `_sqlite_engine`
+        options = {"saescope_writes": True, OPTION: self.viewer}  # the first is read by `begin` in `_sqlite_engine`
         with self._errors(), self._engine.connect() as connection, connection.execution_options(**options).begin():
             if not self.is_sqlite:
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{math.ceil(LOCK_SECONDS * 1000)}ms'")
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(WRITE_LOCK)))
             yield connection
+            note_write(connection)
+
+    def is_current(self) -> bool:
+        with self.reading() as connection:
+            return _revision(connection) == REVISION
 
     def migrate(self, *, upgrades: bool) -> None:
         """Create the tables, or with `upgrades` bring older ones up to date. Alembic is only imported if there is
@@ -71,6 +93,26 @@ class Database:
                         "copy it, then run `saescope db upgrade`."
                     )
                 _upgrade(connection, found=found, name=self.name)
+
+    def backup(self, path: Path) -> None:
+        """Copy an SQLite database, as it is at one moment, into a new file; others read and write meanwhile."""
+        if not self.is_sqlite:
+            raise ConfigError(
+                "A PostgreSQL database is copied by its own tool: pg_dump --format=custom --file=FILE "
+                f"{self.url.set(drivername='postgresql', query={}).render_as_string(hide_password=True)}, "
+                "and brought back by pg_restore."
+            )
+        if path.exists() or not path.parent.is_dir():
+            raise ConfigError(f"{path} is there already, or its folder is not; name a new file in an old folder.")
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        try:
+            with self._errors(), self._engine.connect() as connection:
+                raw: Any = connection.connection.driver_connection
+                with closing(sqlite3.connect(unfinished)) as copy_of_it:
+                    raw.backup(copy_of_it)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def close(self) -> None:
         self._engine.dispose()

@@ -19,6 +19,7 @@ from sae_core.errors import ConflictError, InputError, NotFoundError
 from sae_core.records import ListItem, ListSummary
 from sae_core.schema import list_items, lists, saes
 from sae_core.search_terms import clean_text
+from sae_core.store_viewer import hidden_slugs
 
 ANONYMOUS = "anonymous"
 MAX_ITEMS = 300  # of a list: about what a page can show
@@ -68,32 +69,59 @@ def insert_item(
     author: str,
 ) -> int:
     """At the end of the list; returns the new item's id. `sae`: a row of `saes`."""
+    new = insert_items(
+        connection, list_id, sae=sae, labels={feature_index: label}, corpus=corpus, note=note, author=author
+    )  # fmt: skip
+    if not new:
+        raise ConflictError(f"Feature {feature_index} of {sae['slug']} is in this list already; change its note there.")
+    return new[0]
+
+
+def insert_items(
+    connection: sa.Connection,
+    list_id: str,
+    *,
+    sae: sa.RowMapping,
+    labels: Mapping[int, str | None],
+    corpus: str | None,
+    note: str,
+    author: str,
+) -> list[int]:
+    """The features that `labels` names, at the end of the list in that order, but for those that are in it already;
+    returns the new items' ids."""
     _list_row(connection, list_id)
     there = _item_rows(connection, list_id)
-    if any(row["sae_created_at"] == sae["created_at"] and _place(row) == (sae["slug"], feature_index, corpus)
-           for row in there):  # fmt: skip
-        raise ConflictError(f"Feature {feature_index} of {sae['slug']} is in this list already; change its note there.")
-    if len(there) >= MAX_ITEMS:
+    known = {_place(row) for row in there if row["sae_created_at"] == sae["created_at"]}
+    new = [feature_index for feature_index in labels if (sae["slug"], feature_index, corpus) not in known]
+    room = MAX_ITEMS - len(there)
+    if new and room <= 0:
         raise InputError(f"A list has at most {MAX_ITEMS} features, and this one is full; make another.")
+    if len(new) > room:
+        raise InputError(f"A list has at most {MAX_ITEMS} features, and this one has room for {room}; add fewer.")
     now = datetime.now(UTC)
-    row = {
-        "list_id": list_id,
-        "position": max((row["position"] for row in there), default=-1) + 1,
-        "slug": sae["slug"],
-        "sae_created_at": sae["created_at"],
-        "feature_index": feature_index,
-        "corpus": corpus,
-        "label": label,
-        "note": _checked("note", note),
-        "author": clean_author(author),
-        "created_at": now,
-        "updated_at": now,
-        "version": 1,
-    }
-    key = connection.execute(sa.insert(list_items).values(row)).inserted_primary_key
-    assert key is not None
-    _touch(connection, list_id)
-    return int(key[0])
+    first = max((row["position"] for row in there), default=-1) + 1
+    item_ids = []
+    for position, feature_index in enumerate(new, start=first):
+        row = {
+            "list_id": list_id,
+            "position": position,
+            "slug": sae["slug"],
+            "sae_created_at": sae["created_at"],
+            "feature_index": feature_index,
+            "corpus": corpus,
+            "label": labels[feature_index],
+            "note": _checked("note", note),
+            "author": clean_author(author),
+            "created_at": now,
+            "updated_at": now,
+            "version": 1,
+        }
+        key = connection.execute(sa.insert(list_items).values(row)).inserted_primary_key
+        assert key is not None
+        item_ids.append(int(key[0]))
+    if new:
+        _touch(connection, list_id)
+    return item_ids
 
 
 def update_note(
@@ -143,7 +171,9 @@ def list_summaries(
     connection: sa.Connection, *, list_id: str | None = None, holding: tuple[sa.RowMapping, int] | None = None
 ) -> list[ListSummary]:
     """The lists, last changed first: all of them, the one of this id, or those that hold a feature of an SAE's row."""
-    counts = sa.select(list_items.c.list_id, sa.func.count().label("n_items")).group_by(list_items.c.list_id).subquery()
+    shown = list_items.c.slug.not_in(hidden_slugs(connection))
+    counted = sa.select(list_items.c.list_id, sa.func.count().label("n_items")).where(shown)
+    counts = counted.group_by(list_items.c.list_id).subquery()
     query = sa.select(lists, sa.func.coalesce(counts.c.n_items, 0).label("n_items")).select_from(
         lists.outerjoin(counts, lists.c.list_id == counts.c.list_id)
     )
@@ -166,8 +196,10 @@ def one_summary(connection: sa.Connection, list_id: str) -> ListSummary:
 
 
 def bare_items(connection: sa.Connection, list_id: str) -> list[ListItem]:
-    """A list's items in order, with a problem where the SAE is not there, or is another one now; else to be filled."""
-    rows = _item_rows(connection, list_id)
+    """A list's items in order, with a problem where the SAE is not there, or is another one now; else to be filled.
+    Items of SAEs that are hidden from the viewer are left out."""
+    hidden = hidden_slugs(connection)
+    rows = [row for row in _item_rows(connection, list_id) if row["slug"] not in hidden]
     slugs = {row["slug"] for row in rows}
     query = sa.select(saes.c.slug, saes.c.created_at).where(saes.c.slug.in_(slugs))
     made: dict[str, datetime] = {row["slug"]: row["created_at"] for row in connection.execute(query).mappings()}

@@ -64,12 +64,7 @@ class Asked:
             value = getattr(self, name)
             if value is not None and math.isnan(value):
                 raise InputError(f"{name} is not a number; give a share between 0 and 1.")
-        if self.within is not None and self.within not in FIELDS:
-            raise InputError(
-                f'A search looks in {", ".join(FIELDS)}, not in "{self.within}"; choose one, or none for all.'
-            )
-        if self.q and len(self.q.strip()) > MAX_SEARCH_CHARACTERS:
-            raise InputError(f"A search has at most {MAX_SEARCH_CHARACTERS} characters; shorten it.")
+        _check_search(self.q, self.within)
 
     @property
     def column(self) -> sa.ColumnElement[Any]:
@@ -137,6 +132,25 @@ def page_statement(connection: sa.Connection, asked: Asked, *, index_id: int, sa
         conditions.append(here < there if asked.falls else here > there)
     order = [key.desc() if asked.falls else key.asc() for key in keys]
     return query.where(*conditions, *at_least, *at_most).order_by(*order).limit(asked.limit + 1)
+
+
+def matching_numbers(connection: sa.Connection, q: str, within: str | None, *, index_id: int, limit: int) -> list[int]:
+    """The features that a search finds, dead or alive, densest first, without reading anything else of them."""
+    _check_search(q, within)
+    wanted = phrases(q) if q.strip() else []
+    if not wanted:
+        return []
+    place, key, is_found = store_search.is_match(wanted, within, dialect=connection.dialect.name)
+    found = sa.select(feature_texts.c.feature_index).select_from(place)
+    found = found.where(is_found, key.between(*store_search.search_ids(index_id)))
+    return list(connection.scalars(found.order_by(key).limit(limit)))
+
+
+def _check_search(q: str | None, within: str | None) -> None:
+    if within is not None and within not in FIELDS:
+        raise InputError(f'A search looks in {", ".join(FIELDS)}, not in "{within}"; choose one, or none for all.')
+    if q and len(q.strip()) > MAX_SEARCH_CHARACTERS:
+        raise InputError(f"A search has at most {MAX_SEARCH_CHARACTERS} characters; shorten it.")
 
 
 def _found_by_density(

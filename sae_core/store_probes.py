@@ -16,6 +16,7 @@ from sae_core.records import SharedProbe
 from sae_core.schema import probes, saes
 from sae_core.search_terms import clean_text
 from sae_core.store_lists import clean_author, random_id
+from sae_core.store_viewer import hidden_slugs, is_listed
 
 MAX_CHARACTERS = 200_000  # of a shared text
 MAX_STATE = 4_000  # characters of its state as JSON
@@ -46,7 +47,8 @@ def insert_probe(
 
 
 def probe_of(connection: sa.Connection, probe_id: str) -> SharedProbe:
-    query = sa.select(probes).where(probes.c.probe_id == clean_text(probe_id))
+    shown = probes.c.slug.not_in(hidden_slugs(connection))
+    query = sa.select(probes).where(probes.c.probe_id == clean_text(probe_id), shown)
     row = connection.execute(query).mappings().one_or_none()
     if row is None:
         raise NotFoundError("There is no such shared probe: it may have been deleted, or its address was cut short.")
@@ -54,7 +56,10 @@ def probe_of(connection: sa.Connection, probe_id: str) -> SharedProbe:
 
 
 def newest_probes(connection: sa.Connection, *, limit: int) -> list[SharedProbe]:
-    query = sa.select(probes).order_by(probes.c.created_at.desc(), probes.c.probe_id).limit(limit)
+    """The newest of SAEs that are listed for the viewer; of those that are gone, all."""
+    known = connection.execute(sa.select(saes.c.slug, saes.c.visibility)).mappings()
+    shown = probes.c.slug.not_in([row["slug"] for row in known if not is_listed(connection, row)])
+    query = sa.select(probes).where(shown).order_by(probes.c.created_at.desc(), probes.c.probe_id).limit(limit)
     return _records(connection, connection.execute(query).mappings().all())
 
 

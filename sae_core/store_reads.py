@@ -21,6 +21,7 @@ from sae_core.store_rows import (
     named_features,
     unpacked_examples,
 )
+from sae_core.store_viewer import is_hidden
 
 IN_CHUNK = 1000  # parameters of one query; SQLite takes 32,766
 
@@ -39,6 +40,7 @@ INDEXES = (
         indexes,
         *(column for column in corpora.c if column.name != "corpus_id"),
         saes.c.slug,
+        saes.c.visibility,
         saes.c.d_sae,
         models.c.model_id,
         models.c.vocabulary_sha256,
@@ -90,14 +92,14 @@ NEIGHBOURS_OF = sa.select(
 
 def sae_row_of(connection: sa.Connection, slug: str) -> sa.RowMapping:
     row = connection.execute(_SAE_OF, {"slug": clean_text(slug)}).mappings().one_or_none()
-    if row is None:
+    if row is None or is_hidden(connection, row):
         raise NotFoundError(f'There is no SAE "{slug}"; check the spelling, or make one with `saescope train`.')
     return row
 
 
 def index_row_of(connection: sa.Connection, slug: str, *, corpus: str | None) -> sa.RowMapping:
     rows = connection.execute(INDEXES_OF, {"slug": clean_text(slug)}).mappings().all()
-    if not rows:
+    if not rows or is_hidden(connection, rows[0]):
         sae_row_of(connection, slug)
         raise NotFoundError(f'The SAE "{slug}" is not indexed yet; run `saescope index {slug} --corpus …`.')
     for row in rows:

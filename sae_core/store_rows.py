@@ -203,7 +203,7 @@ def context_row(context: Context, *, corpus_id: int) -> dict[str, Any]:
         "corpus_id": corpus_id,
         "context_id": int(context.context_id),
         "source": clean_text(context.source),
-        "token_ids": context.token_ids,
+        "token_ids": stored_token_ids(context.token_ids),
     }
 
 
@@ -375,8 +375,20 @@ def label_record(row: RowMapping) -> Label:
     )
 
 
+def stored_token_ids(token_ids: bytes) -> bytes:
+    """uint32 as a context is stored: where all ids allow it as uint16, behind a byte that makes the length odd."""
+    ids = _unpack("I", token_ids)
+    return b"\2" + _pack("H", ids) if max(ids, default=0) < 1 << 16 else token_ids
+
+
 def unpacked_token_ids(token_ids: bytes) -> tuple[int, ...]:
-    return _unpack("I", token_ids)
+    """Of uint32, or of a context as it is stored."""
+    return _unpack("H", token_ids[1:]) if len(token_ids) % 2 else _unpack("I", token_ids)
+
+
+def wide_token_ids(token_ids: bytes) -> bytes:
+    """A context as it is stored, as uint32: what checksums are taken of."""
+    return _pack("I", unpacked_token_ids(token_ids))
 
 
 def token_texts(token_ids: Sequence[int], *, vocabulary: Vocabulary) -> list[str]:

@@ -13,6 +13,7 @@ from sae_core.errors import NotFoundError
 from sae_core.schema import steerings
 from sae_core.search_terms import clean_text
 from sae_core.store_lists import clean_author, random_id
+from sae_core.store_viewer import hidden_slugs
 
 
 def insert_steering(
@@ -36,6 +37,6 @@ def insert_steering(
 def saved_steering(connection: sa.Connection, steering_id: str) -> SavedSteering:
     wanted = steerings.c.steering_id == clean_text(steering_id)
     row = connection.execute(sa.select(steerings).where(wanted)).mappings().one_or_none()
-    if row is None:
+    if row is None or row["slug"] in hidden_slugs(connection):
         raise NotFoundError("There is no such steering: check the link.")
     return SavedSteering(**row)

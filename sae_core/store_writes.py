@@ -17,6 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from sae_core import store_search
+from sae_core.access_records import Visibility
 from sae_core.digests import Digest
 from sae_core.errors import NotFoundError
 from sae_core.labels import AUTHOR, KIND
@@ -52,13 +53,17 @@ from sae_core.store_search import Texts
 CHUNK_ROWS = 5000
 
 
-def upsert_sae(connection: sa.Connection, sae: SAEInfo, vocabulary: Vocabulary) -> None:
-    """The same SAE again keeps its indexes and labels, also from another folder; a new one of that slug does not."""
+def upsert_sae(
+    connection: sa.Connection, sae: SAEInfo, vocabulary: Vocabulary, *, visibility: Visibility = "public"
+) -> None:
+    """The same SAE again keeps its indexes and labels, also from another folder; a new one of that slug does not, but
+    whoever did not see the old one does not see it either. `visibility`: of one whose slug is new."""
     row = sae_row(sae) | {
         "model_id": _upserted_model(connection, sae.model, vocabulary),
         "weights_sha256": weights_digest(sae.weights_path),
     }
     old = connection.execute(sa.select(saes).where(saes.c.slug == sae.slug)).mappings().one_or_none()
+    row["visibility"] = visibility if old is None else old["visibility"]
     if old is not None:
         here = {name: row[name] for name in ("weights_path", "weights_sha256")} | {"sae_id": old["sae_id"]}
         if dict(old) | here == row | here:

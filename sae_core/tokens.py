@@ -3,6 +3,7 @@
 BOS and special tokens are explicit. Each context is `prefix + tokens + suffix`, where prefix and suffix are the special
 tokens that the tokenizer adds by itself (BOS for most causal models, none for GPT-2, `[CLS]` and `[SEP]` for BERT),
 unless `prepend_bos` overrides the prefix. Contexts never mix documents: a document's tail is a shorter context.
+A BOS that stands in the text itself, as chat templates write it, is not repeated.
 Only the tokens between prefix and suffix count as activations, and of these no special token that stands in the text;
 padding never exists outside a batch.
 """
@@ -76,14 +77,44 @@ def iter_contexts(
     body = context_size - frame.n_special
     if body < 1:
         raise CorpusError(f"A context of {context_size} tokens leaves no room beside {frame.n_special} special tokens.")
-    pieces = (piece for document in documents for piece in _pieces(document))
+    pieces = (piece for document in documents for piece in _pieces(_as_text(document, tokenizer)))
+    went_on = False
     while batch := list(itertools.islice(pieces, _DOCUMENTS_PER_CALL)):
         encoded = tokenizer([text for text, _, _ in batch], add_special_tokens=False, verbose=False)["input_ids"]
         for ids, (_, source, goes_on) in zip(encoded, batch, strict=True):
+            if not went_on:
+                ids = without_prefix(ids, frame)
+            went_on = goes_on
             for start in range(0, len(ids), body):
                 chunk = ids[start : start + body]
                 if len(chunk) >= min(MIN_TAIL_TOKENS, body) or start == 0 or goes_on:
                     yield TokenContext(np.array([*frame.prefix, *chunk, *frame.suffix], dtype=np.int64), source)
+
+
+def without_prefix(ids: list[int], frame: Framing) -> list[int]:
+    """The ids of a text without a BOS that is written in it, as chat templates do: every context starts with one."""
+    n = len(frame.prefix)
+    return ids[n:] if n and tuple(ids[:n]) == frame.prefix else ids
+
+
+def _as_text(document: Document, tokenizer: Any) -> Document:
+    """A conversation as the model's chat template writes it, special tokens included; a text as it is."""
+    if not document.messages:
+        return document
+    messages = [{"role": role, "content": content} for role, content in document.messages]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except Exception as error:  # whatever the template's own rules raise
+        if not getattr(tokenizer, "chat_template", None):
+            raise CorpusError(
+                f"{document.source} is a conversation and this model's tokenizer has no chat template: use the "
+                "model's instruction-tuned version, or name a field that holds text with --text-field."
+            ) from error
+        said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise CorpusError(
+            f"The model's chat template refuses the conversation {document.source} ({said}); leave it out."
+        ) from error
+    return Document(text=text, source=document.source)
 
 
 def shuffled(contexts: Iterable[TokenContext], *, seed: int, block: int = 16_384) -> Iterator[TokenContext]:

@@ -35,6 +35,7 @@ from sae_core.errors import ConfigError, ModelError, NotFoundError, OutOfMemoryE
 from sae_core.fit import Trainee, check_ranks
 from sae_core.memory import check_memory, is_out_of_memory
 from sae_core.model import LanguageModel, choose_device, load_model, load_outline
+from sae_core.placement import AUTO, weight_bytes
 from sae_core.progress import StopRequest, progress_bar, say, stop_request
 from sae_core.ranks import MODES, Ranks, joined_ranks, spoken_by_first
 from sae_core.records import ModelInfo, SAEInfo
@@ -137,16 +138,20 @@ class _Source:
             for name in self.hook_names:
                 outline.check_hook(name)
         needs_model = ranks.agree(kept is None or kept.revision != self.info.revision)
-        check_memory(
+        weights = weight_bytes(outline.module, config.dtype) if needs_model and outline else 0
+        spreads = config.device == AUTO
+        beside = check_memory(
             [_own_part(own, ranks) for own in configs],
             d_model=self.info.d_model,
             device=device,
             buffer_tokens=self.buffer_tokens,
-            model_bytes=sum(p.nbytes for p in outline.module.parameters()) if needs_model and outline else 0,
+            model_bytes=min(weights, 1) if spreads else weights,  # if it is spread it takes what is left
         )
 
         def from_model() -> Filler:
-            return self._from_model(load_model(config.model, dtype=config.dtype, device=str(device)), ranks)
+            place = AUTO if spreads else str(device)
+            model = load_model(config.model, dtype=config.dtype, device=place, beside_bytes=beside)
+            return self._from_model(model, ranks)
 
         self.filler: Filler
         if cache is None:

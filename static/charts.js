@@ -4,7 +4,7 @@ const section = document.querySelector("[data-charts]");
 export const shown = []; // [place, figure] of each chart, once it is drawn
 
 // The colours as the browser resolves them; a custom property alone would still say light-dark(…).
-function colour(name) {
+export function colour(name) {
   const probe = document.createElement("span");
   probe.style.color = `var(${name})`;
   probe.hidden = true;

@@ -25,7 +25,7 @@ async function show(query) {
   box.setAttribute("aria-busy", "true");
   let answer;
   try {
-    const response = await fetch(`/learn/live?${query}`);
+    const response = await fetch(`${location.pathname}/live?${query}`);
     answer = new DOMParser().parseFromString(await response.text(), "text/html").getElementById("walk-answer");
   } catch {
     answer = said("The server cannot be reached: try again when it is back.");

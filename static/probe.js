@@ -49,7 +49,7 @@ async function ask(changes = {}) {
   running = { controller: new AbortController(), since: performance.now() };
   const slow = setTimeout(follow, SUPERSEDED);
   try {
-    const response = await fetch(form.dataset.live, {
+    const response = await fetch(form.dataset.liveUrl, {
       method: "POST", headers: { "Content-Type": "application/json" }, signal: running.controller.signal,
       body: JSON.stringify({ ...asked, session }),
     });
@@ -83,7 +83,7 @@ async function follow() {
   if (!running) return;
   result.classList.add("stale");
   try {
-    const worker = await (await fetch("/api/worker")).json();
+    const worker = await (await fetch(form.dataset.workerUrl)).json();
     if (running) progress.textContent = worker.loading ?? (worker.pending > 1 ? `${worker.pending} texts wait for the model…` : "The model is at work…");
   } catch { /* the request itself says what is wrong */ }
   setTimeout(follow, 500);

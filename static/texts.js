@@ -40,7 +40,7 @@ form.addEventListener("submit", async (event) => {
   bar.removeAttribute("value");
   said.textContent = "The first texts wait for the model…";
   try {
-    const response = await fetch(form.dataset.live, {
+    const response = await fetch(form.dataset.liveUrl, {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(asked), signal: mine.signal,
     });
     if (!response.ok) {

@@ -1,7 +1,8 @@
 """Records as the index would write them, without a model: small, the same on every run, and with the awkward parts.
 
-`make_store(url)` is the whole of it: SAE "demo" indexed on the corpora "stories" and then "poems", with labels, and an
-SAE "unindexed". The vocabulary cuts Chinese characters and emoji over tokens; some features are dead, some dense.
+`make_store(url)` is the whole of it: SAE "demo" indexed on the corpora "stories" and then "poems", with labels and a
+map, and an SAE "unindexed". The vocabulary cuts Chinese characters and emoji over tokens; some features are dead, some
+dense.
 """
 
 import functools
@@ -14,12 +15,14 @@ from datetime import UTC, datetime, timedelta
 from sae_core.bands import BINS, N_BANDS, bin_edges
 from sae_core.metrics import cosine_histogram
 from sae_core.records import (
+    MAP_SIDE,
     RANDOM_BAND,
     TOP_BAND,
     CoactiveFeature,
     Context,
     CorpusInfo,
     Feature,
+    FeatureMap,
     Histogram,
     IndexInfo,
     IndexMetrics,
@@ -275,16 +278,25 @@ def make_labels() -> dict[int, Label]:
     }
 
 
+def make_map(*, n: int = N_FEATURES, seed: int = 0) -> FeatureMap:
+    """Every feature somewhere; the first two in two corners."""
+    rng = random.Random(seed)
+    xs, ys = ([rng.randrange(MAP_SIDE + 1) for _ in range(n)] for _ in range(2))
+    xs[:2], ys[:2] = [0, MAP_SIDE], [0, MAP_SIDE]
+    return FeatureMap(xs=tuple(xs), ys=tuple(ys), n_neighbours=3, seed=seed, seconds=1.5, created_at=NOW)
+
+
 def fill_store(store: Store) -> None:
     store.add_sae(make_sae(), make_vocabulary())
     store.add_sae(make_sae("unindexed", created_at=NOW + timedelta(hours=1)), make_vocabulary())
     store.add_index(make_records(corpus="stories"))
     store.add_index(make_records(corpus="poems", n_contexts=40, seed=1, created_at=NOW + timedelta(minutes=1)))
     store.add_labels("demo", make_labels())
+    store.add_map("demo", make_map())
 
 
 def make_store(url: str) -> Store:
-    """An open store with SAE "demo" on "stories" and, newer, "poems", three labels, and SAE "unindexed"."""
+    """An open store with SAE "demo" on "stories" and, newer, "poems", three labels, a map, and SAE "unindexed"."""
     store = Store.open(url)
     fill_store(store)
     return store

@@ -65,6 +65,7 @@ def test_train_index_and_serve_from_commands_to_a_feature_page(
     assert cli.main(["index", "mine", "--corpus", str(corpus), "--text-field", "body"]) == 0
     assert "FVU" in capsys.readouterr().out
     with running("serve") as address:
+        assert httpx.get(f"{address}/saes/mine/map").status_code == 200  # the index's last step
         saes = httpx.get(f"{address}/api/saes").json()["items"]
         assert [sae["sae"]["slug"] for sae in saes] == ["mine"]
         page = httpx.get(f"{address}/saes/mine/features/random", follow_redirects=True)
@@ -91,7 +92,19 @@ def test_training_again_and_indexing_again_replace_nothing_they_should_not(
 
     store = Store.open(f"sqlite:///{os.environ['SAESCOPE_HOME']}/saescope.db")
     assert sorted(i.corpus.name for i in store.sae("mine").indexes) == ["other", "texts.jsonl"]
+    made = store.feature_map("mine")
+    assert made is not None and len(made.xs) == store.sae("mine").sae.d_sae
+    capsys.readouterr()
+    assert cli.main(["map", "mine", "--seed", "3"]) == 0
+    assert "/saes/mine/map" in capsys.readouterr().out
+    new = store.feature_map("mine")
+    assert new is not None and new.seed == 3 and new.xs != made.xs
     store.close()
+
+
+def test_a_map_of_nothing_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["map", "nope"]) == 2
+    assert 'no SAE "nope"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -107,9 +120,9 @@ def test_training_again_and_indexing_again_replace_nothing_they_should_not(
         ({"corpus": "/no/such/file.txt"}, "no file or folder"),
         ({"text_field": "nope"}, "--text-field"),
         ({"device": "cuda:99"}, "--device cpu"),
-        ({"dtype": "int8"}, "int8"),
+        ({"dtype": "float64"}, "float64"),
         ({"slug": "No Good"}, "slug"),
-        ({"context_size": 100_000}, "fewer than one context"),
+        ({"context_size": 20_000}, "fewer than one context"),
     ],
     ids=lambda value: "-".join(f"{k}" for k in value) if isinstance(value, dict) else "",
 )
@@ -157,7 +170,9 @@ def test_a_database_that_cannot_be_reached_is_said(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["index"], ["serve"], ["export"], ["db"], ["demo"]], ids=lambda c: "-".join(c) or "all"
+    "command",
+    [[], ["train"], ["index"], ["serve"], ["export"], ["db"], ["demo"], ["token"], ["visibility"], ["doctor"]],
+    ids=lambda c: "-".join(c) or "all",
 )
 def test_help_reads_on_its_own(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -18,9 +18,13 @@ TOKENIZER_KINDS = ("byte_bpe_bos", "byte_bpe", "sentencepiece", "wordpiece")
 # The tokenizer that each kind of model has in the wild.
 _TOKENIZER_OF = {
     "llama": "byte_bpe_bos",
+    "llama3": "byte_bpe_bos",  # as Llama 3.2: embeddings tied, rotations scaled
     "gpt2": "byte_bpe",
     "gpt_neox": "byte_bpe",
     "gemma2": "sentencepiece",
+    "gemma3": "sentencepiece",
+    "gemma3_vision": "sentencepiece",  # the text model inside one that reads pictures, as from 4B on
+    "qwen2": "byte_bpe",
     "qwen3": "byte_bpe",
     "mistral": "sentencepiece",
     "bert": "wordpiece",
@@ -115,9 +119,13 @@ def _new_model(kind: str, tokenizer: Any, *, seed: int) -> Any:
         "pad_token_id": tokenizer.pad_token_id,
     }
     grouped = {"num_key_value_heads": 2, "head_dim": 8}
-    if kind == "llama":
-        config = transformers.LlamaConfig(**shape, **grouped)
-        model: Any = transformers.LlamaForCausalLM(config)
+    if kind in ("llama", "llama3"):
+        scaled = {
+            "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+        }  # fmt: skip
+        own = {"tie_word_embeddings": True, "rope_scaling": scaled} if kind == "llama3" else {}
+        model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **grouped, **own))
     elif kind == "gpt2":
         config = transformers.GPT2Config(
             vocab_size=len(tokenizer), n_embd=D_MODEL, n_layer=N_LAYERS, n_head=4, n_positions=CONTEXT_LIMIT,
@@ -129,6 +137,14 @@ def _new_model(kind: str, tokenizer: Any, *, seed: int) -> Any:
     elif kind == "gemma2":
         config = transformers.Gemma2Config(**shape, **grouped, query_pre_attn_scalar=8, sliding_window=16)
         model = transformers.Gemma2ForCausalLM(config)
+    elif kind in ("gemma3", "gemma3_vision"):
+        windows = ["sliding_attention", "full_attention", "sliding_attention"]
+        text = shape | grouped | {"query_pre_attn_scalar": 8, "sliding_window": 16, "layer_types": windows}
+        model = _gemma3(text) if kind == "gemma3" else _gemma3_with_vision(text)
+    elif kind == "qwen2":
+        model = transformers.Qwen2ForCausalLM(
+            transformers.Qwen2Config(**shape, num_key_value_heads=2, tie_word_embeddings=True)
+        )
     elif kind == "qwen3":
         model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**shape, **grouped))
     elif kind == "mistral":
@@ -147,6 +163,24 @@ def _new_model(kind: str, tokenizer: Any, *, seed: int) -> Any:
             if isinstance(module, torch.nn.Embedding):  # else attention's averages drown what tells tokens apart
                 module.weight.mul_(4)
     return model
+
+
+def _gemma3(text: dict[str, Any]) -> Any:
+    import transformers
+
+    return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**text))
+
+
+def _gemma3_with_vision(text: dict[str, Any]) -> Any:
+    """As many blocks in the part that reads pictures as in the language model."""
+    import transformers
+
+    vision = {
+        "hidden_size": 16, "num_hidden_layers": N_LAYERS, "num_attention_heads": 2, "intermediate_size": 32,
+        "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    return transformers.Gemma3ForConditionalGeneration(config)
 
 
 def _fast(backend: Any, **special: str) -> Any:

@@ -42,7 +42,7 @@ class ProberLoader:
     """The real loader; it runs in the worker process, the only place where torch is imported."""
 
     def budget(self, device: str | None) -> int | None:
-        from sae_core.memory import free_bytes
+        from sae_core.free_memory import free_bytes
         from sae_core.model import choose_device
 
         free = free_bytes(choose_device(device))

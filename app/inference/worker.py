@@ -132,6 +132,15 @@ class ModelWorker:
             self._count(future)
             future.add_done_callback(_log_failed_warming)
 
+    def n_pending(self) -> int:
+        """Jobs that wait or run."""
+        return self._pending
+
+    def process_id(self) -> int | None:
+        """Of the worker's process; None while there is none."""
+        with self._lock:
+            return self._process.pid if self._process is not None and self._process.is_alive() else None
+
     async def close(self) -> None:
         """End the worker; what still waits is answered with BusyError."""
         with self._arrived:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sae_core.errors import WeightsError
-from sae_core.memory import free_bytes
+from sae_core.free_memory import free_bytes
 
 # Weights files by their usual names, likeliest first, then whatever is alone in its folder.
 _NAMES = (

@@ -130,16 +130,21 @@ def test_charts_are_plotly_figures(client: TestClient, store: Store) -> None:
     assert sum(answer["density"]["data"][0]["y"]) == len(alive)
 
 
-def test_health(client: TestClient, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alive_and_ready(client: TestClient, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert client.get("/healthz").json()["status"] == "ok"
+    ready = client.get("/readyz")
+    assert (ready.status_code, ready.json()["status"], ready.json()["database"]) == (200, "ok", "ok")
+    monkeypatch.setattr(Store, "is_current", lambda self: False)
+    older = client.get("/readyz")
+    assert older.status_code == 503 and "saescope db upgrade" in older.json()["migrations"]
 
-    def fail(self: Store) -> None:
+    def fail(self: Store) -> bool:
         raise StoreError("The database cannot be reached.")
 
-    monkeypatch.setattr(Store, "ping", fail)
-    response = client.get("/healthz")
-    assert response.status_code == 503
-    assert response.json()["database"] is False
+    monkeypatch.setattr(Store, "is_current", fail)
+    gone = client.get("/readyz")
+    assert (gone.status_code, gone.json()["database"]) == (503, "unreachable")
+    assert client.get("/healthz").status_code == 200  # the process answers; a restart would not help
 
 
 def test_openapi_and_docs_list_every_route(client: TestClient) -> None:

@@ -27,6 +27,8 @@ PAGES = [
     "/saes/unindexed",
     "/saes/demo/features",
     "/saes/demo/features?sort=max&q=king&min_density=0.0001&alive=0&corpus=stories",
+    "/saes/demo/map",
+    "/saes/demo/map?area=0,0,30000,30000,60000,0&q=king&alive=0&corpus=stories&colour=max&limit=5",
     "/saes/demo/features/0",
     "/saes/demo/features/0?width=full&breaks=1",
     "/saes/demo/features/3",

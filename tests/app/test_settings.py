@@ -20,7 +20,10 @@ def test_every_field_is_read_from_the_environment() -> None:
     values = {
         "home": "/data", "database_url": "postgresql://x/y", "host": "0.0.0.0", "port": "9", "max_prompt_tokens": "7",
         "probe_queue": "3", "probe_timeout": "1.5", "device": "cpu", "max_body_bytes": "100",
-        "steer_tokens": "8", "steer_seconds": "2.5", "read_only": "True", "model_memory": "8000000000",
+        "steer_tokens": "8", "steer_seconds": "2.5",
+        "read_only": "True", "model_memory": "8000000000", "login": "True", "insecure": "False", "visitors": "True",
+        "visibility": "unlisted", "session_days": "2.5", "root_path": "/scope", "trusted_proxies": "10.0.0.1",
+        "rate_limit": "0", "body_timeout": "5.0", "max_connections": "50", "workers": "2", "log": "json",
     }  # fmt: skip
     assert set(values) == {field.name for field in dataclasses.fields(Settings)}
     settings = Settings.from_env({f"SAESCOPE_{name.upper()}": value for name, value in values.items()})
@@ -43,6 +46,21 @@ def test_a_switch_is_on_or_off(text: str, value: bool) -> None:
     assert Settings.from_env({"SAESCOPE_READ_ONLY": text}).read_only is value
     with pytest.raises(ConfigError, match="give 1 or 0"):
         Settings.from_env({"SAESCOPE_READ_ONLY": "perhaps"})
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"SAESCOPE_VISIBILITY": "secret"}, "public, unlisted, private"),
+        ({"SAESCOPE_LOG": "all"}, "warnings, requests, json"),
+        ({"SAESCOPE_ROOT_PATH": "scope"}, "such as /saescope"),
+        ({"SAESCOPE_ROOT_PATH": '/a"b'}, "such as /saescope"),
+        ({"SAESCOPE_RATE_LIMIT": "-1"}, "or 0"),
+    ],
+)
+def test_a_word_that_is_none_of_those_is_refused(environ: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Settings.from_env(environ)
 
 
 def test_every_field_is_documented() -> None:

@@ -438,3 +438,36 @@ def test_a_local_data_set_folder_streams_through_datasets(tmp_path: Path) -> Non
 )
 def test_a_corpus_without_a_name_is_called_after_its_sources(sources: list[str], name: str) -> None:
     assert corpus_name(sources) == name
+
+
+# Conversations
+
+SAID = [{"role": "user", "content": "Where is the sea?"}, {"role": "assistant", "content": "Là-bas \ud83d\udc0b"}]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rows_may_hold_conversations(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"talk.{kind}"
+    said = [
+        {"role": m["role"], "content": m["content"].encode("utf-16", "surrogatepass").decode("utf-16")} for m in SAID
+    ]
+    if kind == "jsonl":
+        path.write_text(json.dumps({"messages": SAID}) + "\n")
+    else:
+        pq.write_table(pa.Table.from_pylist([{"messages": said}]), path)
+
+    (document,) = iter_documents([str(path)], text_field="messages")
+
+    assert document.messages == (("user", "Where is the sea?"), ("assistant", "Là-bas 🐋"))
+    assert (document.text, document.source) == ("", f"{path}:1")
+
+
+@pytest.mark.parametrize(
+    "value", [[], ["text"], [{"role": "user"}], [{"role": "user", "content": 3}], {"role": "user"}]
+)
+def test_what_is_no_conversation_is_refused(value: object, tmp_path: Path, refuses: Refuses) -> None:
+    path = tmp_path / "talk.jsonl"
+    path.write_text(json.dumps({"messages": value}) + "\n")
+
+    with refuses(CorpusError, "line 1", "--text-field"):
+        list(iter_documents([str(path)], text_field="messages"))

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from sae_core import memory, train
+from sae_core import free_memory, memory, train
 from sae_core.config import ARCHITECTURES, TrainConfig
 from sae_core.errors import ConfigError
-from sae_core.memory import check_memory, free_bytes, is_out_of_memory, training_bytes
+from sae_core.free_memory import free_bytes
+from sae_core.memory import check_memory, is_out_of_memory, training_bytes
 from tests.runs import small_config, write_corpus
 
 Refuses = Callable[..., AbstractContextManager[None]]
@@ -104,8 +105,8 @@ def test_where_free_memory_cannot_be_told_nothing_is_refused(monkeypatch: pytest
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with 10 GB available and no limits."""
     (tmp_path / "meminfo").write_text(f"MemTotal: 99 kB\nMemAvailable: {10 * GB // 1024} kB\n")
-    monkeypatch.setattr(memory, "_PROC", tmp_path)
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(free_memory, "_PROC", tmp_path)
+    monkeypatch.setattr(free_memory, "_CGROUP", tmp_path)
     return tmp_path
 
 
@@ -138,7 +139,7 @@ def test_a_containers_limit_counts(machine: Path, maximum: str, current: int, fi
 
 def test_another_system_than_linux_is_asked_what_it_has_at_all(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (machine / "meminfo").unlink()
-    monkeypatch.setattr(memory.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}.__getitem__)
+    monkeypatch.setattr(free_memory.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}.__getitem__)
 
     assert free_bytes(CPU) == 4_096_000
 

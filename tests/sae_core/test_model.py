@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sae_core import model as model_module
 from sae_core.config import HOOKS
+from sae_core.directions import logit_attribution
 from sae_core.errors import ConfigError, ModelError
 from sae_core.model import LanguageModel, choose_device, load_model, load_outline, load_tokenizer, resolve_model
 from sae_core.records import ModelInfo
@@ -28,17 +29,26 @@ from tests.tiny import CAUSAL_KINDS, D_MODEL, MODEL_KINDS, N_LAYERS, TEXTS, save
 Refuses = Callable[..., AbstractContextManager[None]]
 CLASSES = {
     "llama": "LlamaForCausalLM",
+    "llama3": "LlamaForCausalLM",
     "gpt2": "GPT2LMHeadModel",
     "gpt_neox": "GPTNeoXForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
+    "gemma3_vision": "Gemma3ForConditionalGeneration",
+    "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "mistral": "MistralForCausalLM",
     "bert": "BertModel",
 }
 # What each kind of block calls the modules whose outputs it adds to the residual stream.
-ATTENTION = {"gpt2": "attn", "gpt_neox": "attention", "gemma2": "post_attention_layernorm"}
-MLP = {"gemma2": "post_feedforward_layernorm"}
-FINAL_NORM = {"gpt2": "transformer.ln_f", "gpt_neox": "gpt_neox.final_layer_norm"}
+GEMMAS = ("gemma2", "gemma3", "gemma3_vision")
+ATTENTION = {"gpt2": "attn", "gpt_neox": "attention"} | dict.fromkeys(GEMMAS, "post_attention_layernorm")
+MLP = dict.fromkeys(GEMMAS, "post_feedforward_layernorm")
+FINAL_NORM = {
+    "gpt2": "transformer.ln_f",
+    "gpt_neox": "gpt_neox.final_layer_norm",
+    "gemma3_vision": "model.language_model.norm",
+}
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +206,18 @@ def test_a_model_that_is_not_there_has_no_outline(tmp_path: Path, refuses: Refus
     (tmp_path / "config.json").write_text('{"model_type": "of-the-future"}')
     with refuses(ModelError, str(tmp_path)):
         load_outline(str(tmp_path))
+
+
+@pytest.mark.parametrize(("kind", "is_tied"), [("llama", False), ("llama3", True), ("qwen2", True), ("gemma3", True)])
+def test_tied_embeddings_stay_tied_and_count_once(
+    kind: str, is_tied: bool, loaded: Callable[[str], LanguageModel]
+) -> None:
+    module = loaded(kind).module
+    embedded, head = module.get_input_embeddings().weight, module.get_output_embeddings().weight
+
+    assert (embedded.data_ptr() == head.data_ptr()) is is_tied
+    own = [sum(p.numel() for p in m.parameters()) for m in (module, load_outline(loaded(kind).info.model_name).module)]
+    assert own[0] == own[1] == module.num_parameters()
 
 
 # Reading activations
@@ -376,7 +398,7 @@ def test_what_an_mlp_reads_is_what_gives_its_output(
             computed = submodule(block, "output.dense")(submodule(block, "intermediate")(mlp_in))
         else:
             computed = submodule(block, "mlp")(mlp_in)
-        if kind == "gemma2":  # normalises what it adds
+        if kind in GEMMAS:  # which normalise what they add
             computed = submodule(block, "post_feedforward_layernorm")(computed)
     torch.testing.assert_close(computed, mlp_out, atol=1e-5, rtol=1e-5)
     resid_pre = model.activations(ids, mask, f"blocks.{layer}.hook_resid_pre")
@@ -632,7 +654,7 @@ def test_the_unembedding_gives_the_models_logits_of_the_normalised_residual(
 
     W_U = model.unembedding()
 
-    assert W_U is not None and W_U.shape == (D_MODEL, model.module.config.vocab_size)
+    assert W_U is not None and W_U.shape == (D_MODEL, model.module.config.get_text_config().vocab_size)
     missing = logits - (resid * scale) @ W_U  # the norm's bias through the head: the same on every token
     missing = missing - missing.mean(dim=0)
     missing = missing - missing.mean(dim=1, keepdim=True)
@@ -655,6 +677,32 @@ def test_a_direction_alone_before_the_final_norm_gives_the_logits_that_the_unemb
 
     logits = direction / direction.square().mean().sqrt() @ W_U
     torch.testing.assert_close(losses, -logits.log_softmax(dim=0)[ids[:, 1:]], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", CAUSAL_KINDS)
+def test_logit_attribution_is_the_sum_over_the_residual_stream(
+    kind: str, loaded: Callable[[str], LanguageModel]
+) -> None:
+    model = loaded(kind)
+    norm, head = final_norm(model, kind), model.module.get_output_embeddings()
+    gains = [float(gain) + (1 if kind in GEMMAS else 0) for gain in norm.weight]  # Gemma stores them less 1
+    W_U = model.unembedding()
+    assert W_U is not None
+    direction = torch.randn(1, D_MODEL, generator=torch.Generator().manual_seed(4))
+
+    promoted_ids, promoted, suppressed_ids, suppressed = logit_attribution(direction, W_U, n=8)
+
+    mean = float(direction.mean()) if kind in ("gpt2", "gpt_neox") else 0.0  # LayerNorm takes it away
+    slow = [
+        sum((float(x) - mean) * gain * float(w) for x, gain, w in zip(direction[0], gains, row, strict=True))
+        for row in head.weight
+    ]
+    order = sorted(range(len(slow)), key=lambda token: slow[token])
+    assert promoted_ids[0].tolist() == order[:-9:-1]
+    assert suppressed_ids[0].tolist() == order[:8]
+    for ids, weights in ((promoted_ids, promoted), (suppressed_ids, suppressed)):
+        assert weights[0].tolist() == pytest.approx([slow[token] for token in ids[0]], rel=1e-4, abs=1e-5)
 
 
 def test_a_model_without_a_head_has_no_unembedding(loaded: Callable[[str], LanguageModel]) -> None:

@@ -223,7 +223,7 @@ def test_an_index_from_before_revision_0003_keeps_its_histograms_and_examples(da
             "indexes", row | {"encoder_decoder_histogram": struct.pack("<2d", -1, 1) + struct.pack("<4I", 1, 2, 3, 4)}
         )
         for context in records.contexts:
-            insert("contexts", store_rows.context_row(context, corpus_id=1))
+            insert("contexts", store_rows.context_row(context, corpus_id=1) | {"token_ids": context.token_ids})
         for feature in (plain_feature(feature, make_vocabulary()) for feature in records.features):
             counts = struct.pack("<40I", *range(40)) if feature.n_active else b""
             histogram = {"histogram": low_high + counts if feature.n_active else b""}
@@ -551,6 +551,27 @@ def test_an_index_that_brings_more_contexts_of_a_shared_corpus(store: Store) -> 
             )
         )
     assert count(store, contexts) == 60
+
+
+@pytest.mark.parametrize("ids", [(), (0,), (65_535, 7), (7, 65_536), (200_000,) * 3], ids=str)
+def test_token_ids_come_back_from_as_few_bytes_as_they_need(ids: tuple[int, ...]) -> None:
+    wide = struct.pack(f"<{len(ids)}I", *ids)
+    stored = store_rows.stored_token_ids(wide)
+    assert len(stored) == (4 * len(ids) if max(ids, default=0) > 65_535 else 2 * len(ids) + 1)
+    assert store_rows.unpacked_token_ids(stored) == store_rows.unpacked_token_ids(wide) == ids
+    assert store_rows.wide_token_ids(stored) == store_rows.wide_token_ids(wide) == wide
+
+
+def test_contexts_that_an_older_version_stored_are_read_and_checked_as_before(store: Store) -> None:
+    store.add_sae(make_sae(), make_vocabulary())
+    store.add_index(make_records(n_features=10))
+    shown, said = store.feature("demo", 3), store.check()
+    with store._database.writing() as connection:
+        for key, stored in connection.execute(sa.select(contexts.c.context_id, contexts.c.token_ids)).all():
+            wide = {"token_ids": store_rows.wide_token_ids(stored)}
+            connection.execute(sa.update(contexts).where(contexts.c.context_id == key).values(wide))
+    assert store.feature("demo", 3) == shown
+    assert store.check() == said
 
 
 def failing_after(items: Any, n: int) -> Iterator[Any]:

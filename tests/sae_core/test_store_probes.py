@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from sae_core.access_records import Viewer
 from sae_core.errors import InputError, NotFoundError
 from sae_core.store import Store
 from sae_core.store_probes import MAX_CHARACTERS
@@ -47,6 +48,19 @@ def test_it_outlives_its_sae_and_is_not_taken_for_another_ones(filled: Store) ->
     filled.add_sae(make_sae(), make_vocabulary())
     assert filled.probe(probe_id).problem is None
     assert filled.probes()[0].problem is None
+
+
+def test_probes_of_saes_that_are_hidden_or_not_listed_are_so_too(filled: Store, refuses: Refuses) -> None:
+    probe_id = filled.add_probe("demo", text="a secret", state={})
+    reader = filled.seen_by(Viewer(name="r", sees_everything=False, action="", request_id=""))
+    assert [probe.probe_id for probe in reader.probes()] == [probe_id]
+    filled.set_visibility("demo", "unlisted")
+    assert reader.probes() == [] and reader.probe(probe_id).text == "a secret"
+    filled.set_visibility("demo", "private")
+    assert reader.probes() == []
+    with refuses(NotFoundError, "no such shared probe"):
+        reader.probe(probe_id)
+    assert filled.probe(probe_id).text == "a secret" and len(filled.probes()) == 1
 
 
 def test_what_cannot_be_shared_is_refused(filled: Store, refuses: Refuses) -> None:

@@ -395,3 +395,79 @@ def test_an_id_that_no_token_has_stands_for_no_text() -> None:
     found = vocabulary(PreTrainedTokenizerFast(tokenizer_object=backend))
 
     assert found.tokens == (b"a", b"", b"", b"", b"", b"b")
+
+
+# Conversations
+
+LLAMA_3 = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'oracle' %}"
+    "{{ raise_exception('There is no oracle here') }}{% endif %}"
+    "<|start|>{{ message['role'] }}<|end|>\n\n{{ message['content'] | trim }}{{ eos_token }}{% endfor %}"
+)
+SAID = (("user", "Where is the café?"), ("assistant", " By the sea. "))
+
+
+@pytest.fixture
+def chatting() -> Any:
+    """As Llama 3's: the template writes BOS, and roles between special tokens."""
+    tokenizer = copy.deepcopy(tiny_tokenizer("byte_bpe_bos"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|start|>", "<|end|>"]})
+    tokenizer.chat_template = LLAMA_3
+    return tokenizer
+
+
+def test_a_conversation_is_what_the_chat_template_makes_of_it_with_one_bos(chatting: Any) -> None:
+    frame = framing(chatting)
+    document = Document(text="", source="s", messages=SAID)
+    messages = [{"role": role, "content": content} for role, content in SAID]
+    templated = chatting.apply_chat_template(messages, tokenize=True, return_dict=False)
+    assert templated[0] == chatting.bos_token_id and templated.count(chatting.bos_token_id) == 1
+
+    (found,) = iter_contexts([document], chatting, context_size=200, frame=frame)
+
+    assert found.token_ids.tolist() == templated
+    _, _, counted = padded([found], pad_id=0, frame=frame)
+    kept = [token for token, counts in zip(templated, counted[0], strict=True) if counts]
+    assert chatting.decode(kept) == "user\n\nWhere is the café?assistant\n\nBy the sea."
+
+
+def test_a_long_conversation_starts_each_context_with_bos_and_loses_nothing(chatting: Any) -> None:
+    frame = framing(chatting)
+    document = Document(text="", source="s", messages=SAID * 20)
+    text = chatting.apply_chat_template([{"role": r, "content": c} for r, c in SAID * 20], tokenize=False)
+
+    found = list(iter_contexts([document], chatting, context_size=16, frame=frame))
+
+    assert len(found) > 3 and all(context.token_ids[0] == chatting.bos_token_id for context in found)
+    joined = [token for context in found for token in context.token_ids[1:].tolist()]
+    assert joined == chatting.encode(text, add_special_tokens=False)[1 : len(joined) + 1]
+
+
+def test_a_bos_in_a_plain_text_is_not_repeated_either(chatting: Any) -> None:
+    frame = framing(chatting)
+    texts = [f"{chatting.bos_token}The sea is red.", "The sea is red."]
+
+    written, plain = contexts_of(texts, chatting, context_size=50, frame=frame)
+
+    assert written.token_ids.tolist() == plain.token_ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "words"),
+    [
+        (None, SAID, ["no chat template", "--text-field"]),
+        (LLAMA_3, (("oracle", "So."),), ["There is no oracle here", "talk.jsonl:3", "leave it out"]),
+    ],
+)
+def test_a_conversation_that_cannot_be_written_is_refused(
+    template: str | None, messages: tuple[tuple[str, str], ...], words: list[str], chatting: Any, refuses: Refuses
+) -> None:
+    chatting.chat_template = template
+
+    with refuses(CorpusError, *words):
+        list(
+            iter_contexts(
+                [Document(text="", source="talk.jsonl:3", messages=messages)], chatting, context_size=50,
+                frame=framing(chatting),
+            )
+        )  # fmt: skip

@@ -1,0 +1,63 @@
+"""The Content-Security-Policy in a real browser: no page violates it, and only embeds stand in a foreign frame."""
+
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+
+import pytest
+from playwright.sync_api import Page
+
+from tests.app.test_pages import PAGES
+
+pytestmark = pytest.mark.browser
+WITH_CHARTS = "/saes/demo"
+
+
+def test_no_page_violates_the_policy(page: Page) -> None:
+    """The fixture fails on anything in the console, which is where a browser says what it refused."""
+    page.set_default_timeout(60_000)
+    page.add_init_script(
+        "window.refused = []; "
+        "addEventListener('securitypolicyviolation', (e) => refused.push(`${e.violatedDirective} ${e.blockedURI}`))"
+    )
+    for path in PAGES:
+        page.goto(path)
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate("refused") == [], path
+    page.goto(WITH_CHARTS)
+    page.locator(".js-plotly-plot .main-svg").first.wait_for()
+    assert page.evaluate("refused") == []
+
+
+class Elsewhere(BaseHTTPRequestHandler):
+    """Another site, whose pages frame what stands behind the `?`."""
+
+    def do_GET(self) -> None:
+        address = self.path.partition("?")[2]
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(f'<iframe src="{address}" width="800" height="400"></iframe>'.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), Elsewhere)
+    Thread(target=server.serve_forever).start()
+    yield f"http://localhost:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_another_site_frames_embeds_and_nothing_else(browser: object, server: str, elsewhere: str) -> None:
+    opened: Page = browser.new_page()  # type: ignore[attr-defined]
+    embed = "/saes/demo/features/0?embed=1"
+    for path, is_shown in ((embed, True), ("/saes/demo/features/0", False), ("/lists?embed=1", False)):
+        opened.goto(f"{elsewhere}/?{server}{path}")
+        opened.wait_for_load_state("networkidle")
+        (frame,) = opened.main_frame.child_frames
+        assert (frame.locator("h1").count() > 0) == is_shown, path
+    opened.close()
