@@ -358,4 +358,112 @@ TERMS: dict[str, Term] = {
         name="correlation",
         meaning="Pearson's, between the activations that a pattern predicts token by token and the true ones.",
     ),
+    "logit": Term(
+        name="logit",
+        meaning="The number that the model gives to each token that may come next. The larger it is against the "
+        "others, the more probable the token: one more multiplies the odds by 2.7.",
+        formula="p(v) = exp(logit_v) / Σ exp(logit)",
+    ),
+    "why_direct": Term(
+        name="direct effect",
+        meaning="What a part of the chosen token's vector adds to the logit by itself, straight to the output and "
+        "through no later block. The final norm divides by the vector's size; that size is held at what it is.",
+        formula="activation · (W_dec[i] through the final norm) · W_U[target]",
+    ),
+    "why_total": Term(
+        name="total effect",
+        meaning="What a feature adds to the logit by every way through the later blocks and from every token, as far "
+        "as the model is a straight line around this text: its activation times the gradient along its direction. "
+        "Taking the feature out is predicted to change the logit by as much, the other way.",
+        formula="Σ over tokens of activation · (gradient · W_dec[i])",
+    ),
+    "why_error": Term(
+        name="reconstruction error",
+        meaning="What the SAE does not express of the vectors: it stays in the model, and has an effect like a "
+        "feature. Where it is large the features do not tell the whole story.",
+        formula="Σ over tokens of gradient · (x − x̂)",
+    ),
+    "why_bias": Term(name="b_dec", meaning="The SAE's constant vector, the same for every token, as one more part."),
+    "why_special": Term(
+        name="special tokens",
+        meaning="The vectors of BOS and its like. The SAE never reads such tokens, so they are one part as they are.",
+    ),
+    "why_rest": Term(
+        name="the rest",
+        meaning="What is needed to make up the logit. Of total effects: what does not follow the vectors in a straight "
+        "line, such as biases and all that bends. Of direct effects: what the model's other parts add.",
+    ),
+    "why_others": Term(name="other features", meaning="The features that are not listed, added up."),
+    "ablate": Term(
+        name="taking out",
+        meaning="The model is run again, and on every token up to the chosen one what the features add is subtracted. "
+        "This is a measurement; total effects only predict it.",
+        formula="x − Σ activation · W_dec[i]",
+    ),
+    "kl_change": Term(
+        name="KL from before",
+        meaning="How far the whole distribution of the next token has moved, in nats: 0 is not at all, 1 is a lot.",
+        formula="Σ_v p(v) ln(p(v) / q(v)), p before, q after",
+    ),
+    "steer": Term(
+        name="steer",
+        meaning="Let the model write while a feature is pushed up or down, and compare with what it writes by itself.",
+    ),
+    "steer_add": Term(
+        name="add",
+        meaning="Adds a multiple of the feature's direction to the model's vectors. Strength 1 adds as much as the "
+        "feature does where it is strongest; a negative strength pushes the other way.",
+        formula="x + strength · max · W_dec[i]",
+    ),
+    "steer_clamp": Term(
+        name="set",
+        meaning="Moves the vectors along the feature's direction until the encoder reads the value that was set, "
+        "wherever that is nearer or further than before. At 0 it only acts where the feature is active.",
+        formula="x + δ · W_dec[i], with activation(x + δ · W_dec[i]) = strength · max",
+    ),
+    "strength": Term(
+        name="strength",
+        meaning="How hard a feature is pushed, in units of its own maximum on the corpus; 1 is the strongest it was.",
+    ),
+    "dose": Term(name="dose", meaning="A share of the whole push: ½ is half of every strength, 2 is twice."),
+    "push_ratio": Term(
+        name="push against vector",
+        meaning="How long the change is, over the length of the vector that it changes; the mean over the changed "
+        "tokens. Others find that about half is often best; from 1 on the push is longer than what it is added to.",
+        formula="mean of ‖push‖ / ‖x‖",
+    ),
+    "control": Term(
+        name="control",
+        meaning="A push of the same length on every token in a direction drawn at random. What the control does too is "
+        "the effect of a push, not of this feature.",
+    ),
+    "written_surprise": Term(
+        name="surprise of the text",
+        meaning="How unlikely the written text is to the model when nothing is pushed, per token. Far above the "
+        "baseline's, the text is broken rather than changed.",
+        formula="mean of −ln p(token), in nats",
+    ),
+    "repeats": Term(
+        name="repeats",
+        meaning="The share of pairs of neighbouring tokens that were written before. Pushed too hard, models go round "
+        "in circles.",
+        formula="1 − distinct pairs / pairs",
+    ),
+    "read_back": Term(
+        name="activation, before and after",
+        meaning="What the encoder reads of the feature just before the change and just after it, at the same place: "
+        "the mean over the changed tokens.",
+    ),
+    "temperature": Term(
+        name="temperature",
+        meaning="How freely tokens are drawn: 0 always takes the likeliest, 1 draws as often as the model says.",
+    ),
+    "top_p": Term(
+        name="top-p", meaning="Only the likeliest tokens that make up this share of the probability are drawn from."
+    ),
+    "seed": Term(
+        name="seed",
+        meaning="The number that decides all draws. All columns share them, so that texts differ only where the "
+        "model's probabilities do.",
+    ),
 }

@@ -30,6 +30,8 @@ from app import (
 from app.access import pages as access_pages
 from app.access.gate import Gate
 from app.body_limit import BodyLimit
+from app.causal import steer, why
+from app.causal.steer_report import SteerCache
 from app.deps import check_run
 from app.error_pages import add_error_pages
 from app.explain.background import Background
@@ -74,6 +76,7 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.state.labelling = labelling = Background(app.state.store, settings)
     app.state.points = PointsCache()
     app.state.matches = MatchCache()
+    app.state.steerings = SteerCache()
     app.state.metrics = Metrics()
     app.state.templates = make_environment(version=version, read_only=settings.read_only)
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
@@ -91,6 +94,8 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.include_router(compare.router)
     app.include_router(compare.api)
     for router in (learn.router, learn.api, patterns.router):
+        app.include_router(router)
+    for router in (why.router, why.api, steer.router, steer.api):
         app.include_router(router)
     for router in (access_pages.router, access_pages.api, health.router):
         app.include_router(router)

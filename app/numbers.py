@@ -23,6 +23,11 @@ def signed(value: float) -> str:
     return ("+" if value >= 0 else MINUS) + f"{abs(value):.{decimals}f}"
 
 
+def fixed(value: float) -> str:
+    """`value` with its sign and two decimals, so that a column of parts can be added up by eye: +12.40, −0.04."""
+    return ("+" if value >= 0 else MINUS) + f"{abs(value):,.2f}"
+
+
 def count(value: int) -> str:
     return f"{value:,}"
 

@@ -117,7 +117,18 @@ def make_environment(*, version: str, read_only: bool = True, glossary: str = "/
     environment.globals.update(
         density_share=charts.density_share, sparkline=charts.sparkline, token_sparkline=charts.token_sparkline
     )
-    for name in ("number", "signed", "count", "approximate", "percent", "percent_signed", "one_in", "duration", "date"):
+    for name in (
+        "number",
+        "signed",
+        "fixed",
+        "count",
+        "approximate",
+        "percent",
+        "percent_signed",
+        "one_in",
+        "duration",
+        "date",
+    ):
         environment.filters[name] = getattr(numbers, name)
     environment.filters.update(visible=visible_token, line_parts=line_parts, json_data=json_data, decimals=decimals)
     environment.filters.update(token_spans=token_spans)

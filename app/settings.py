@@ -41,6 +41,12 @@ class Settings:
     probe_timeout: float = 120.0
     """Seconds until a probe is given up, loading the model included."""
 
+    steer_tokens: int = 256
+    """Tokens that steering may write at a time."""
+
+    steer_seconds: float = 60.0
+    """Seconds after which steering stops with what it has written, loading the model not included."""
+
     device: str | None = None
     """Where the model runs (`cpu`, `cuda`, `mps`); default the best that is there."""
 
@@ -163,8 +169,8 @@ def _root_path(path: str) -> str:
 
 
 _ABOVE_0 = (
-    "max_prompt_tokens", "probe_queue", "probe_timeout", "max_body_bytes", "session_days", "body_timeout",
-    "max_connections", "workers", "llm_timeout", "llm_concurrency",
+    "max_prompt_tokens", "probe_queue", "probe_timeout", "steer_tokens", "steer_seconds", "max_body_bytes",
+    "session_days", "body_timeout", "max_connections", "workers", "llm_timeout", "llm_concurrency",
 )  # fmt: skip
 _CHOICES = {"visibility": VISIBILITIES, "log": ("warnings", "requests", "json")}
 _SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -177,6 +183,8 @@ def _parsed(name: str, text: str) -> object:
         "max_prompt_tokens": int,
         "probe_queue": int,
         "probe_timeout": float,
+        "steer_tokens": int,
+        "steer_seconds": float,
         "model_memory": int,
         "max_body_bytes": int,
         "llm_timeout": float,

@@ -70,6 +70,9 @@ _FINAL_NORMS = (
 )
 
 
+Edit = Callable[[Tensor, Tensor], Tensor | None]
+
+
 class LanguageModel:
     """A `transformers` model for reading, not training: no gradients, eval mode, one device."""
 
@@ -238,24 +241,87 @@ class LanguageModel:
             return None
         with weights_here(head):
             weights: Tensor = head.weight.to(self.device).float()  # (vocab, d_model)
-        norm = next((m for path in _FINAL_NORMS if (m := _submodule(self.module, path)) is not None), None)
+        norm = self.final_norm()
         if norm is None:
             return weights.T.contiguous()
-
-        def normed(state: Tensor) -> Tensor:
-            given: Tensor = norm(state.to(head.weight.dtype))
-            return given.to(self.device).float()
-
-        signs = torch.ones(weights.shape[1], device=self.device)
-        signs[1::2] = -1  # mean 0 and mean square 1: both kinds of norm leave it as it is but for gain and bias
-        bias = normed(torch.zeros_like(signs))
-        gain = (normed(signs) - bias) * signs
-        subtracts_mean = torch.allclose(normed(torch.ones_like(signs)), bias, atol=1e-2)
+        gain, _, subtracts_mean = self.gain_and_bias(norm, weights.shape[1], head.weight.dtype)
         scaled = weights * gain
         if subtracts_mean:
             scaled = scaled - scaled.mean(dim=1, keepdim=True)
         unembedding: Tensor = scaled.T.contiguous()
         return unembedding
+
+    def final_norm(self) -> nn.Module | None:
+        """The norm before the output layer; None where the model has none, or none that is known."""
+        return next((m for path in _FINAL_NORMS if (m := _submodule(self.module, path)) is not None), None)
+
+    def gain_and_bias(self, norm: nn.Module, d_model: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, bool]:
+        """The norm's gain and bias (d_model), float32, and whether it subtracts the mean."""
+
+        def normed(state: Tensor) -> Tensor:
+            given: Tensor = norm(state.to(dtype))
+            return given.to(self.device).float()
+
+        signs = torch.ones(d_model, device=self.device)
+        signs[1::2] = -1  # mean 0 and mean square 1: both kinds of norm leave it as it is but for gain and bias
+        bias = normed(torch.zeros_like(signs))
+        gain = (normed(signs) - bias) * signs
+        return gain, bias, torch.allclose(normed(torch.ones_like(signs)), bias, atol=1e-2)
+
+    @property
+    def longest_context(self) -> int | None:
+        """How many tokens the model has positions for, where it says so."""
+        longest = getattr(self.module.config.get_text_config(), "max_position_embeddings", None)
+        return int(longest) if longest else None
+
+    def stream_scale(self, hook_name: str) -> float:
+        """What a block multiplies the vectors at the hook by before it adds them to the residual stream: mostly 1.
+
+        0 where it does not add them.
+        """
+        if hook_name.endswith("mlp_in"):
+            return 0.0
+        if hook_name.endswith(("mlp_out", "attn_out")):  # Granite
+            return float(getattr(self.module.config.get_text_config(), "residual_multiplier", 1.0))
+        return 1.0
+
+    @contextmanager
+    def edited(self, hook_names: tuple[str, str], edit: Edit | None) -> Iterator[None]:
+        """While open, what `edit` makes of the activations (B, T, d) at two hooks takes the place of the second ones.
+
+        They are one and the same for an SAE; a transcoder reads at the first. The model's own dtype.
+        """
+        if edit is None:
+            yield
+            return
+        read_at, write_at = hook_names
+        seen: dict[str, Tensor] = {}
+        with ExitStack() as hooks:
+            if read_at != write_at:
+                hooks.enter_context(self._hooked(read_at, lambda acts: seen.update(read=acts.clone())))
+            hooks.enter_context(self._hooked(write_at, lambda acts: edit(seen.get("read", acts), acts)))
+            yield
+
+    @contextmanager
+    def before(self, module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+        """While open, `change` sees a module's first input; what it returns (if anything) takes its place."""
+
+        def on_input(_: nn.Module, args: tuple[Any, ...]) -> Any:
+            changed = change(args[0].to(self.device))  # a spread model's modules are on several devices
+            return None if changed is None else (changed.to(args[0].device), *args[1:])
+
+        handle = module.register_forward_pre_hook(on_input)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def run(self, token_ids: Tensor, *, cached: Any = None, keeps: bool = False) -> Any:
+        """What the model's own forward function gives for texts of one length (B, T), behind what `cached` holds.
+
+        `keeps` makes it remember their keys and values.
+        """
+        return self.module(input_ids=token_ids, past_key_values=cached, use_cache=keeps)
 
     def _forward(self, token_ids: Tensor, attention_mask: Tensor) -> Any:
         # Padding stands behind the text, where no causal model looks: without a mask attention is fused and faster.

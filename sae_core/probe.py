@@ -49,8 +49,8 @@ class Prober:
         self.model = model or load_model(sae.model.model_name, dtype=str(sae.config["dtype"]), device=device)
         self.sae = load_sae(Path(sae.weights_path), device=self.model.device)
         prepend_bos = sae.config.get("prepend_bos")
-        self._frame = framing(self.model.tokenizer, prepend_bos=prepend_bos if isinstance(prepend_bos, bool) else None)
-        self._vocabulary = vocabulary(self.model.tokenizer)
+        self.frame = framing(self.model.tokenizer, prepend_bos=prepend_bos if isinstance(prepend_bos, bool) else None)
+        self.vocabulary = vocabulary(self.model.tokenizer)
         self._prefixes = Prefixes()
         self._predicted: tuple[list[int], Predictions] | None = None  # what `predict` was asked last
 
@@ -75,7 +75,7 @@ class Prober:
         for at, prompt in enumerate(prompts):
             started = time.monotonic()
             try:
-                ids = self._token_ids(prompt.text, max_tokens=max_tokens)
+                ids = self.token_ids(prompt.text, max_tokens=max_tokens)
                 if prompt.session is None or not self._can_continue(ids):
                     fresh.append((at, ids))
                     continue
@@ -99,7 +99,7 @@ class Prober:
             token
             if token.is_special and not prompt.special
             else replace(token, feature_indexes=features, activations=activations)
-            for token, (features, activations) in zip(self._bare_tokens(ids), rows, strict=True)
+            for token, (features, activations) in zip(self.bare_tokens(ids), rows, strict=True)
         ]
         return ProbeResult(
             slug=self.info.slug,
@@ -117,7 +117,7 @@ class Prober:
         started = time.monotonic()
         if not self.model.is_causal:
             raise PromptError(f"The model {self.model.info.model_name} reads both ways and predicts no next tokens.")
-        ids = [*self._frame.prefix, *self._token_ids(text, max_tokens=max_tokens)]
+        ids = [*self.frame.prefix, *self.token_ids(text, max_tokens=max_tokens)]
         if self._predicted is not None and self._predicted[0] == ids:  # another token of the same text
             return replace(self._predicted[1], text=text)
         found: list[TokenPrediction] = []
@@ -133,7 +133,7 @@ class Prober:
                 found.append(
                     TokenPrediction(
                         surprise=surprise,
-                        next_tokens=tuple(display_strings([self._vocabulary.tokens[i]])[0] for i in indices),
+                        next_tokens=tuple(display_strings([self.vocabulary.tokens[i]])[0] for i in indices),
                         probabilities=tuple(math.exp(value) for value in values),
                     )
                 )
@@ -150,12 +150,12 @@ class Prober:
         Raises PromptError and PromptTooLongError as `probe` does, and PromptError for a token that is not there.
         """
         started = time.monotonic()
-        ids = self._token_ids(text, max_tokens=max_tokens)
-        tokens = self._bare_tokens(ids)
+        ids = self.token_ids(text, max_tokens=max_tokens)
+        tokens = self.bare_tokens(ids)
         position = _chosen(tokens) if token is None else token
         if position >= len(tokens):
             raise PromptError(f"The text has tokens 0 to {len(tokens) - 1}, and no token {position}; pick one of them.")
-        framed = torch.tensor([[*self._frame.prefix, *ids, *self._frame.suffix]], device=self.model.device)
+        framed = torch.tensor([[*self.frame.prefix, *ids, *self.frame.suffix]], device=self.model.device)
         with self.model.reading((self.info.hook_name, self.info.target_hook_name)) as read:
             mask = torch.ones_like(framed, dtype=torch.bool)
             model_acts, target_acts = (acts[0, position].float() for acts in read(framed, mask))
@@ -208,14 +208,14 @@ class Prober:
             )
         return tuple(parts), float(bias @ x) / size, bias_error
 
-    def _token_ids(self, text: str, *, max_tokens: int) -> list[int]:
+    def token_ids(self, text: str, *, max_tokens: int) -> list[int]:
         """The ids of a text that can be run, without the frame."""
         if not text.strip():
             raise PromptError("The prompt is empty; type some text.")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise PromptError("The prompt has half of a character (a lone surrogate); remove it.")
         encoded = self.model.tokenizer.encode(text, add_special_tokens=False, verbose=False)
-        ids = without_prefix(encoded, self._frame)
+        ids = without_prefix(encoded, self.frame)
         if not ids:
             raise PromptError("The prompt is only a start token; type some text.")
         if len(ids) > max_tokens:
@@ -224,26 +224,26 @@ class Prober:
             )
         return ids
 
-    def _bare_tokens(self, ids: list[int]) -> tuple[ProbeToken, ...]:
+    def bare_tokens(self, ids: list[int]) -> tuple[ProbeToken, ...]:
         """The tokens in their frame's prefix, without features."""
-        prefix = self._frame.prefix
-        texts = display_strings([self._vocabulary.tokens[i] for i in (*prefix, *ids)])
+        prefix = self.frame.prefix
+        texts = display_strings([self.vocabulary.tokens[i] for i in (*prefix, *ids)])
         return tuple(
             ProbeToken(
                 token=texts[position],
                 token_id=token_id,
-                is_special=position < len(prefix) or token_id in self._frame.special_ids,
+                is_special=position < len(prefix) or token_id in self.frame.special_ids,
             )
             for position, token_id in enumerate((*prefix, *ids))
         )
 
     def _can_continue(self, ids: Sequence[int]) -> bool:
-        return self.model.can_continue(self.info.hook_name, len(self._frame.prefix) + len(ids))
+        return self.model.can_continue(self.info.hook_name, len(self.frame.prefix) + len(ids))
 
     @torch.inference_mode()
     def _continued(self, session: str, ids: Sequence[int]) -> tuple[list[ActiveRow], int]:
         """The active features of each token, prefix included, and how many tokens were run for it."""
-        framed = (*self._frame.prefix, *ids)
+        framed = (*self.frame.prefix, *ids)
         known = self._prefixes.take(session) or Prefix(token_ids=(), key_values=KeyValues(()), rows=())
         n = known.shared_with(framed)
         rows, key_values = list(known.rows[:n]), known.key_values.first(n)
@@ -259,8 +259,8 @@ class Prober:
     @torch.inference_mode()
     def _encoded(self, texts: Sequence[list[int]]) -> list[list[ActiveRow] | None]:
         """The active features of each token of each text, prefix included; None where the model gave no numbers."""
-        framed = [[*self._frame.prefix, *ids, *self._frame.suffix] for ids in texts]
-        lengths = [len(self._frame.prefix) + len(ids) for ids in texts]
+        framed = [[*self.frame.prefix, *ids, *self.frame.suffix] for ids in texts]
+        lengths = [len(self.frame.prefix) + len(ids) for ids in texts]
         longest = max(len(ids) for ids in framed)
         token_ids = torch.full((len(framed), longest), self.model.pad_id)
         mask = torch.zeros_like(token_ids, dtype=torch.bool)

@@ -124,6 +124,17 @@ class SAE(nn.Module):
         centred = x if self.encoder_bias is None else x - self.encoder_bias
         return centred @ self.W_enc + self.b_enc
 
+    def readings(self, model_acts: Tensor, features: Tensor) -> Tensor:
+        """What the activations (N, F) of some features (F,) are where these are active; linear in model_acts (N, d_in).
+
+        Where they are not, these are numbers below the feature's threshold, or too small to be among the largest.
+        """
+        return self.centred(model_acts) @ self.W_enc[:, features] + self.b_enc[features]
+
+    def slopes(self, features: Tensor) -> Tensor:
+        """How much `readings` of features i grow by one unit along the decoder directions of features j: (F_j, F_i)."""
+        return self.W_dec[features] @ self.W_enc[:, features]
+
     def decode(self, code: SparseCode) -> Tensor:
         """`sae_out` (N, d_out) of a sparse code that `encode` made."""
         sae_out = add_up(sparse.decode(code, self.W_dec), self.ranks) + self.b_dec
@@ -287,6 +298,13 @@ class GatedSAE(SAE):
         pre_acts = sparse.pre_acts_at(open_gates, x, self.W_enc, self.b_enc, self.encoder_bias)
         gates = open_gates.with_values(pre_acts)
         return gates, gates.with_values(self._activation(pre_acts, gates))
+
+    def readings(self, model_acts: Tensor, features: Tensor) -> Tensor:
+        pre_acts = super().readings(model_acts, features)
+        return self.r_mag[features].exp() * (pre_acts - self.b_enc[features]) + self.b_mag[features]
+
+    def slopes(self, features: Tensor) -> Tensor:
+        return super().slopes(features) * self.r_mag[features].exp()
 
     def _activation(self, pre_acts: Tensor, code: SparseCode) -> Tensor:
         at = code.indices

@@ -1,5 +1,5 @@
-"""The tables: models, corpora, contexts, saes, indexes, features, examples, labels, scores, maps, lists, probes; and
-tokens, sessions, audit. Read and written by `store` alone.
+"""The tables: models, corpora, contexts, saes, indexes, features, examples, labels, scores, maps, lists, probes,
+steerings; and tokens, sessions, audit. Read and written by `store` alone.
 
     models ──< saes ──< indexes >── corpora ──< contexts
                 │          └──< features, feature_texts, examples, samples, label_scores
@@ -33,7 +33,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0009"  # the newest file of migrations/versions
+REVISION = "0010"  # the newest file of migrations/versions
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -356,6 +356,20 @@ probes = Table(
     Column("created_at", UtcDateTime, nullable=False),
 )
 Index("probes_by_created_at", probes.c.created_at)
+
+# What people let a model write while features were pushed: what was asked, and what came of it. Never changed.
+steerings = Table(
+    "steerings",
+    metadata,
+    Column("steering_id", Text, primary_key=True),  # random, as that of a list
+    Column("slug", Text, nullable=False),
+    Column("sae_created_at", UtcDateTime, nullable=False),  # tells the SAE from a later one of the same slug
+    Column("author", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("query", Text, nullable=False),  # of the page's address
+    Column("report", JSON, nullable=False),
+)
+
 # Who may come in: `store_access`. A token that was revoked stays, for those who read the audit trail.
 tokens = Table(
     "tokens",

@@ -19,6 +19,7 @@ from typing import Any, Self
 import sqlalchemy as sa
 
 from sae_core.access_records import VISIBILITIES, Viewer, Visibility
+from sae_core.causal.records import SavedSteering
 from sae_core.errors import ConfigError, NotFoundError
 from sae_core.explain.records import LabelScore, PackedSample, ReplacedLabel, ScoreRow
 from sae_core.records import (
@@ -84,6 +85,7 @@ from sae_core.store_rows import (
     vocabulary_record,
 )
 from sae_core.store_scores import sample_of, score_rows_of, scored_texts, scores_of, upsert_scores
+from sae_core.store_steerings import insert_steering, saved_steering
 from sae_core.store_viewer import hidden_slugs, is_listed
 from sae_core.store_writes import insert_index, remove_sae, upsert_sae
 
@@ -245,6 +247,16 @@ class Store:
                 version=summary.version,
                 items=self._shown(connection, items),
             )
+
+    def add_steering(self, slug: str, *, query: str, report: Mapping[str, object], author: str = "") -> str:
+        """Returns the new steering's id. `query`: what was asked, as the page's address has it; `report`: as JSON."""
+        with self._database.writing() as connection:
+            sae = sae_row_of(connection, slug)
+            return insert_steering(connection, sae=sae, query=query, report=report, author=author)
+
+    def steering(self, steering_id: str) -> SavedSteering:
+        with self._database.reading() as connection:
+            return saved_steering(connection, steering_id)
 
     def add_list(self, *, title: str, description: str = "", author: str = "") -> str:
         """Returns the new list's id."""

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from app.causal.jobs import AblateJob, AttributeJob, SteerStream
 from app.inference import Job, Stream, WorkerState
 from sae_core.errors import BusyError, PromptError, PromptTooLongError, SaescopeError
 from sae_core.records import (
@@ -18,6 +19,7 @@ from sae_core.records import (
     TokenPart,
     TokenPrediction,
 )
+from tests.app.fake_causal import fake_ablation, fake_attribution, fake_steering
 
 Answer = TypeVar("Answer")
 
@@ -41,11 +43,20 @@ class FakeProber:
         return FakeSAE(sae, self.texts)
 
     async def answer(self, job: Job[Answer]) -> Answer:
+        if isinstance(job, AttributeJob):
+            return fake_attribution(job, self._probed(job.sae, job.text))  # type: ignore[return-value]
+        if isinstance(job, AblateJob):
+            return fake_ablation(job, self._probed(job.question.sae, job.question.text))  # type: ignore[return-value]
         return job.run(self)
 
     async def stream(self, job: Stream[Answer]) -> AsyncIterator[Answer]:
-        for part in job.run(self):
+        steering = isinstance(job, SteerStream)
+        parts = fake_steering(job, self._probed(job.sae, job.asked.prompt)) if steering else job.run(self)
+        for part in parts:
             yield part
+
+    def _probed(self, sae: SAEInfo, text: str) -> ProbeResult:
+        return self.prober(sae)._probed(Prompt(text=text))
 
     def state(self) -> WorkerState:
         return WorkerState(pending=0, loading=None)

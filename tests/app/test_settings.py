@@ -20,6 +20,7 @@ def test_every_field_is_read_from_the_environment() -> None:
     values = {
         "home": "/data", "database_url": "postgresql://x/y", "host": "0.0.0.0", "port": "9", "max_prompt_tokens": "7",
         "probe_queue": "3", "probe_timeout": "1.5", "device": "cpu", "max_body_bytes": "100",
+        "steer_tokens": "8", "steer_seconds": "2.5",
         "read_only": "True", "model_memory": "8000000000", "login": "True", "insecure": "False", "visitors": "True",
         "visibility": "unlisted", "session_days": "2.5", "root_path": "/scope", "trusted_proxies": "10.0.0.1",
         "rate_limit": "0", "body_timeout": "5.0", "max_connections": "50", "workers": "2", "log": "json",

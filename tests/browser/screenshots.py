@@ -59,6 +59,8 @@ def main() -> None:
         "probe": f"{here}/probe?text={quote(TEXT)}",
         "search": "/search?q=self",
         "runs": "/runs",
+        "why": f"{here}/why?text={quote(TEXT)}",
+        "steer": f"{here}/steer?feature={arguments.feature}&prompt={quote(TEXT.split('(')[0])}&length=40",
         "run": f"/runs/{SLUG}",
         "compare": f"/compare?a={SLUG}/{arguments.feature}&b={SLUG}/{arguments.other}",
         "comparing": "/compare",

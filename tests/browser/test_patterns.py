@@ -12,6 +12,8 @@ PAGES = [
     "/patterns",
     "/",
     "/learn?live=1&text=the+king+and+the+queen",
+    "/saes/demo/why?text=the+king+of+the+sea&ablate=1&ablate=2",
+    "/saes/demo/steer?feature=1&prompt=the+king&strength=9&strip=1",
     "/saes/demo",
     "/saes/demo/features",
     "/saes/demo/features?view=table",

@@ -1,0 +1,1 @@
+"""The pages and JSON of what a feature does to what the model says: `why` and `steer`."""

@@ -1,0 +1,1 @@
+"""What a feature does to what the model says: attribution, ablation, steering."""
