@@ -65,7 +65,7 @@ def page(request: Request, template: str, *, status_code: int = 200, **values: o
     if not identity.may("editor"):
         values.setdefault("read_only", True)
     request.state.is_framed = template.endswith("_embed.html")
-    request.state.has_webgl = template == "map.html"
+    request.state.has_webgl = values.pop("has_webgl", template == "map.html")
     environment: Environment = request.app.state.templates
     text = environment.get_template(template).render(request=request, identity=identity, **values)
     return HTMLResponse(under(request.scope.get("root_path", ""), text), status_code=status_code)
