@@ -69,7 +69,8 @@ def sae_page(
     cosines = index.metrics.encoder_decoder_histogram if index else None
     like = pareto(store, summary, index)
     return page(
-        request, "sae.html", summary=summary, sae=summary.sae, index=index, has_index=bool(index),
+        request, "sae.html", has_webgl=len(found) > charts.GL_POINTS, summary=summary, sae=summary.sae, index=index,
+        has_index=bool(index),
         has_weights=bool(summary.sae.weights_path), corpus=query.corpus,
         ends=ends(store, index, found) if index else None, **(_drawn(store, points, index) if index else {}),
         cosines=charts.cosine_chart(cosines) if cosines else None,

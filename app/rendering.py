@@ -63,7 +63,7 @@ def page(request: Request, template: str, *, status_code: int = 200, **values: o
     query = f"?{request.url.query}" if request.url.query else ""
     values.setdefault("json_url", f"/api{quote(path_of(request))}{query}")
     request.state.is_framed = template.endswith("_embed.html")
-    request.state.has_webgl = template == "map.html"
+    request.state.has_webgl = values.pop("has_webgl", template == "map.html")
     headers = {"Retry-After": RETRY_AFTER} if status_code == 503 else None
     return HTMLResponse(rendered(request, template, **values), status_code=status_code, headers=headers)
 

@@ -26,7 +26,8 @@ request_id_of: ContextVar[str] = ContextVar("request_id", default="")
 PLOTLY_STYLES = (
     "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=' 'sha256-ji27qzEtxXZW+7dun6UwjHXJ18e6WAin1VvNtkzIE/o='"
 )
-# On the one page that draws points by WebGL: Plotly puts together functions for it while it runs, and sets a style.
+# On pages that draw points by WebGL (the map, an SAE of many features): Plotly puts together functions for it while it
+# runs, and sets a style.
 WITH_WEBGL = ("script-src 'self'", "script-src 'self' 'unsafe-eval'; style-src-attr 'unsafe-inline'")
 POLICY = (
     f"default-src 'none'; script-src 'self'; style-src 'self' {PLOTLY_STYLES}; img-src 'self' data: blob:; "

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
 from app import charts
 from app.points import PointsCache
@@ -115,3 +116,12 @@ def own_store(tmp_path: Path) -> Iterator[Store]:
     opened = make_store(f"sqlite:///{tmp_path}/saescope.db")
     yield opened
     opened.close()
+
+
+def test_only_many_points_need_webgl_and_its_policy(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def policy() -> str:
+        return client.get("/saes/demo").headers["Content-Security-Policy"]
+
+    assert "unsafe" not in policy()
+    monkeypatch.setattr(charts, "GL_POINTS", 200)
+    assert "'unsafe-eval'" in policy()
