@@ -64,8 +64,10 @@ def main(argv: list[str] | None = None) -> None:
     """Measures, prints a card and, last, one line of JSON."""
     parser = argparse.ArgumentParser(prog="benchmarks.probe", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few repeats of the small model, to see that it works")
+    parser.add_argument("--repeats", type=int, default=60, help="of each probe in this process")
+    parser.add_argument("--seconds", type=float, default=15.0, help="that each crowd of clients asks for")
     arguments = parser.parse_args(argv)
-    repeats, seconds = (5, 2.0) if arguments.quick else (60, 15.0)
+    repeats, seconds = (5, 2.0) if arguments.quick else (arguments.repeats, arguments.seconds)
     found = {}
     with TemporaryDirectory(prefix="saescope-bench-") as folder:
         for name, model_name in models(Path(folder), only_small=arguments.quick):
