@@ -51,7 +51,7 @@ def measured(folder: Path, *, n_clients: int, seconds: float, n_features: int = 
         store.add_sae(planted_sae(n_features), vocabulary())
         store.add_index(planted_records(n_features))
         store.add_sae(made_sae(folder / "sae", model), tokens.vocabulary(model.tokenizer))
-    with served(url) as address:
+    with served(url, home=folder) as (address, _):
         httpx.post(f"{address}/api/saes/random/probe", json={"text": "warm"}, timeout=120).raise_for_status()
         return asyncio.run(crowd(address, n_clients=n_clients, seconds=seconds, n_features=n_features))
 

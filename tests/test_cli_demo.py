@@ -36,7 +36,7 @@ if float(seconds):
     from sae_core.fit import Trainee
     def slowed(method):
         return lambda *given, **named: (method(*given, **named), time.sleep(float(seconds)))[0]
-    Trainee.step, CorpusPass._add = slowed(Trainee.step), slowed(CorpusPass._add)
+    Trainee.step, CorpusPass.add = slowed(Trainee.step), slowed(CorpusPass.add)
 sys.exit(cli.main(["demo", "--port", port]))
 """
 

@@ -49,10 +49,11 @@ def test_train_index_and_probe(
             ) == start
             n_start = 0 if start is None else 1
             text = prober.model.tokenizer.decode(example.token_ids[n_start:])
-            probed = prober.probe(text, top_k=64)
+            probed = prober.probe(text)
             if tuple(token.token_id for token in probed.tokens) != example.token_ids:
                 continue  # cut inside a character, or a word that is written in two ways
-            found = {f.feature_index: f.on_every_token(len(probed.tokens)) for f in probed.features}
-            assert found[feature_index] == pytest.approx(example.activations, rel=2e-3, abs=1e-3)
+            on = [dict(zip(token.feature_indexes, token.activations, strict=True)) for token in probed.tokens]
+            found = [active.get(feature_index, 0.0) for active in on]
+            assert found == pytest.approx(example.activations, rel=2e-3, abs=1e-3)
             n_compared += 1
     assert n_compared >= 3

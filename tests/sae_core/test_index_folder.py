@@ -62,8 +62,8 @@ def whole(info: SAEInfo, corpus: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def stopping_after(n: int, *, by: Callable[[], None]) -> Callable[..., Any]:
-    """`CorpusPass._add` that calls `by` after the n-th batch."""
-    add = evaluate.CorpusPass._add
+    """`CorpusPass.add` that calls `by` after the n-th batch."""
+    add = evaluate.CorpusPass.add
     count = 0
 
     def counted(self: evaluate.CorpusPass, *arguments: Any, **named: Any) -> None:
@@ -82,16 +82,16 @@ def test_a_stopped_index_goes_on_and_ends_as_if_it_had_not_been(
 ) -> None:
     with monkeypatch.context() as context:
         stopping = stopping_after(n, by=lambda: os.kill(os.getpid(), signal.SIGINT))
-        context.setattr(evaluate.CorpusPass, "_add", stopping)
+        context.setattr(evaluate.CorpusPass, "add", stopping)
         assert build_index(info, config_of(corpus, checkpoint_seconds=60.0), home=tmp_path) is None
     seen: list[int] = []
-    counted = evaluate.CorpusPass._add
+    counted = evaluate.CorpusPass.add
 
     def watched(self: evaluate.CorpusPass, *arguments: Any, **named: Any) -> None:
         seen.append(named["first_context"])
         counted(self, *arguments, **named)
 
-    monkeypatch.setattr(evaluate.CorpusPass, "_add", watched)
+    monkeypatch.setattr(evaluate.CorpusPass, "add", watched)
     assert content(build_index(info, config_of(corpus), home=tmp_path)) == whole
     assert seen[0] == 3 * n
 
@@ -101,7 +101,7 @@ def test_a_killed_index_goes_on_from_its_checkpoint(
 ) -> None:
     def killed() -> None:
         monkeypatch.setattr(
-            evaluate.CorpusPass, "_add", stopping_after(5, by=lambda: os.kill(os.getpid(), signal.SIGKILL))
+            evaluate.CorpusPass, "add", stopping_after(5, by=lambda: os.kill(os.getpid(), signal.SIGKILL))
         )
         torch.set_num_threads(1)
         build_index(info, config_of(corpus), home=tmp_path)
@@ -178,13 +178,13 @@ def test_more_text_extends_an_index(
     first = build_index(info, some, home=tmp_path)
     assert first is not None and first.info.corpus.n_contexts < n_contexts
     seen: list[int] = []
-    add = evaluate.CorpusPass._add
+    add = evaluate.CorpusPass.add
 
     def watched(self: evaluate.CorpusPass, *arguments: Any, **named: Any) -> None:
         seen.append(named["first_context"])
         add(self, *arguments, **named)
 
-    monkeypatch.setattr(evaluate.CorpusPass, "_add", watched)
+    monkeypatch.setattr(evaluate.CorpusPass, "add", watched)
     extended = build_index(info, config_of(corpus), home=tmp_path)
     assert extended is not None
     assert seen[0] == first.info.corpus.n_contexts

@@ -155,7 +155,7 @@ def test_a_stopped_index_goes_on_as_the_same_run(
     config: TrainConfig, made: tuple[Path, SAEInfo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate.CorpusPass, "_add", after(evaluate.CorpusPass._add, 2, interrupt))
+        patch.setattr(evaluate.CorpusPass, "add", after(evaluate.CorpusPass.add, 2, interrupt))
         assert build_index(made[1], index_config(config), home=tmp_path) is None
     assert read_run(tmp_path, "one~texts").state == "stopped"
     assert build_index(made[1], index_config(config), home=tmp_path) is not None

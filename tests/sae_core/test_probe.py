@@ -40,8 +40,7 @@ def test_a_start_token_in_the_text_is_not_repeated(prober: Prober) -> None:
 
     written, plain_text = prober.probe(f"{bos}The whale sang."), prober.probe("The whale sang.")
 
-    assert [t.token_id for t in written.tokens] == [t.token_id for t in plain_text.tokens]
-    assert written.features == plain_text.features
+    assert written.tokens == plain_text.tokens
     with pytest.raises(PromptError, match="only a start token"):
         prober.probe(bos)
 
