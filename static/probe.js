@@ -12,7 +12,7 @@ const session = crypto.getRandomValues(new Uint32Array(2)).join("-"); // of this
 let running = null; // {controller, since} of the request under way
 let wanted = null; // {changes} to ask for after it
 let timer = 0;
-let shownOrder = null; // how the lists are ranked that are seen
+let shownOrder = rankedBy(state()); // how the lists are ranked that are seen
 
 // The form's state, with changes: a value of null is left out
 function state(changes = {}) {
@@ -26,6 +26,10 @@ function state(changes = {}) {
   return given;
 }
 
+function rankedBy(asked) {
+  return `${asked.sort} ${asked.max_density}`;
+}
+
 function address(asked) {
   const params = new URLSearchParams();
   for (const [name, value] of Object.entries(asked)) {
@@ -35,7 +39,7 @@ function address(asked) {
   const whole = `${form.getAttribute("action")}?${params}`;
   long.hidden = whole.length <= LONGEST_ADDRESS;
   if (!long.hidden) params.delete("text");
-  return long.hidden ? whole : `${form.getAttribute("action")}?${params}`;
+  return params.size ? `${form.getAttribute("action")}?${params}` : form.getAttribute("action");
 }
 
 async function ask(changes = {}) {
@@ -54,7 +58,7 @@ async function ask(changes = {}) {
       body: JSON.stringify({ ...asked, session }),
     });
     const answer = new DOMParser().parseFromString(await response.text(), "text/html").getElementById("answer");
-    const order = `${asked.sort} ${asked.max_density}`;
+    const order = rankedBy(asked);
     if (answer) show(answer, Boolean(asked.text.trim()), order === shownOrder);
     else say("The server failed on this; its log has the details.");
     shownOrder = order;
@@ -126,7 +130,7 @@ function show(answer, hasText, keepsPlaces) {
   }
   result.replaceChildren(document.adoptNode(answer));
   for (const [id, top] of scrolled) document.getElementById(id).scrollTop = top;
-  if (hasText) document.getElementById("empty")?.setAttribute("hidden", "");
+  document.getElementById("empty").hidden = hasText || Boolean(problem);
   settle();
   if (!focused?.name) return;
   const box = place?.dataset.feature && document.querySelector(`[data-feature="${place.dataset.feature}"]`);

@@ -78,6 +78,13 @@ def tall_page(browser: Browser, server: str) -> Iterator[Page]:
 
 
 @pytest.fixture
+def gl_page(browser: Browser, server: str) -> Iterator[Page]:
+    """A page on which the driver may note that, without a GPU, it is slow to read pixels."""
+    opened = browser.new_page(base_url=server, viewport={"width": 1280, "height": 1300})
+    yield from _watched(opened, server, allowed="ReadPixels")
+
+
+@pytest.fixture
 def phone(browser: Browser, server: str) -> Iterator[Page]:
     opened = browser.new_page(base_url=server, viewport={"width": 390, "height": 844})
     yield from _watched(opened, server)

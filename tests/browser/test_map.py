@@ -94,6 +94,9 @@ def test_without_a_script_squares_are_links_and_the_selection_goes_into_a_list(p
     expect(plain.locator("#selection-title")).to_contain_text(f"{n[0]} feature")
     expect(plain.locator("svg.map-grid .outline")).to_have_count(1)
     plain.locator("summary", has_text="to a list").click()
+    lists = plain.locator(".change [name=list_id]")
+    if lists.count():  # lists of other tests are offered first
+        lists.select_option("")
     plain.fill(".change [name=title]", "A corner")
     plain.click(".change button")
     plain.wait_for_url("**/lists/*")

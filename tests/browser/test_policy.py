@@ -5,22 +5,25 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, Route
 
+from app import charts
 from tests.app.test_pages import PAGES
 
 pytestmark = pytest.mark.browser
 WITH_CHARTS = "/saes/demo"
 
 
-def test_no_page_violates_the_policy(gl_page: Page) -> None:
+NOTE_REFUSED = (
+    "window.refused = []; "
+    "addEventListener('securitypolicyviolation', (e) => refused.push(`${e.violatedDirective} ${e.blockedURI}`))"
+)
+
+
+def test_no_page_violates_the_policy(page: Page) -> None:
     """The fixture fails on anything in the console, which is where a browser says what it refused."""
-    page = gl_page
     page.set_default_timeout(60_000)
-    page.add_init_script(
-        "window.refused = []; "
-        "addEventListener('securitypolicyviolation', (e) => refused.push(`${e.violatedDirective} ${e.blockedURI}`))"
-    )
+    page.add_init_script(NOTE_REFUSED)
     for path in PAGES:
         page.goto(path)
         page.wait_for_load_state("networkidle")
@@ -28,6 +31,22 @@ def test_no_page_violates_the_policy(gl_page: Page) -> None:
     page.goto(WITH_CHARTS)
     page.locator(".js-plotly-plot .main-svg").first.wait_for()
     assert page.evaluate("refused") == []
+
+
+def test_charts_by_webgl_violate_no_policy(gl_page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(charts, "GL_POINTS", 100)  # decides on the policy; the server may keep the figure from before
+
+    def by_webgl(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, body=answer.text().replace('"type":"scatter"', '"type":"scattergl"'))
+
+    gl_page.route("**/api/saes/demo/charts*", by_webgl)
+    gl_page.set_default_timeout(60_000)
+    gl_page.add_init_script(NOTE_REFUSED)
+    gl_page.goto(WITH_CHARTS)
+    gl_page.locator(".js-plotly-plot .gl-canvas").first.wait_for(state="attached")
+    gl_page.wait_for_load_state("networkidle")
+    assert gl_page.evaluate("refused") == []
 
 
 class Elsewhere(BaseHTTPRequestHandler):
