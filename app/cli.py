@@ -37,7 +37,7 @@ from sae_core.arguments import (
 )
 from sae_core.disk import saving
 from sae_core.errors import ConfigError, InputError, SaescopeError
-from sae_core.progress import interrupts_heard, stop_request
+from sae_core.progress import comes_of_interrupt, interrupts_heard, stop_request
 
 if TYPE_CHECKING:
     from sae_core.config import IndexConfig, TrainConfig
@@ -128,8 +128,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         with interrupts_heard():
             return run(arguments)
     except SaescopeError as error:
-        print(f"saescope: {error}", file=sys.stderr)
-        return error.exit_code
+        if not comes_of_interrupt(error):
+            print(f"saescope: {error}", file=sys.stderr)
+            return error.exit_code
+        print("saescope: stopped.", file=sys.stderr)
+        return STOPPED
     except KeyboardInterrupt:
         print("saescope: stopped.", file=sys.stderr)
         return STOPPED

@@ -114,3 +114,11 @@ def interrupts_heard() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = previous
+
+
+def comes_of_interrupt(error: BaseException) -> bool:
+    """Whether a Ctrl-C stands behind this error: libraries that import modules late make errors of their own of it."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, KeyboardInterrupt):
+        seen = seen.__cause__ or seen.__context__
+    return seen is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_core.progress import interrupts_heard
+from sae_core.progress import comes_of_interrupt, interrupts_heard
 
 
 class Thing:
@@ -73,3 +73,17 @@ def test_ctrl_c_while_modules_are_imported_ends_the_command(tmp_path: Path) -> N
         said = process.communicate(timeout=60)[1]
         assert process.returncode == 130, said
         assert "Traceback" not in said
+
+
+def test_a_ctrl_c_is_known_behind_the_errors_that_libraries_make_of_it() -> None:
+    def failing(first: BaseException) -> BaseException:
+        try:
+            try:
+                raise first
+            except BaseException as error:
+                raise ModuleNotFoundError("could not import it") from error
+        except ModuleNotFoundError as error:
+            return error
+
+    assert comes_of_interrupt(failing(KeyboardInterrupt()))
+    assert not comes_of_interrupt(failing(ValueError("a wrong name")))
