@@ -97,28 +97,36 @@ def stop_request() -> Iterator[StopRequest]:
 
 @contextmanager
 def interrupts_heard() -> Iterator[None]:
-    """Makes a Ctrl-C again that fell into a destructor or a callback, where Python drops what is raised.
+    """Ends what is inside with a KeyboardInterrupt after a Ctrl-C, wherever that fell.
 
-    While modules are imported it is about one in four.
+    Python drops what is raised in a destructor or a callback (one Ctrl-C in four while modules are imported), and a
+    library may turn it into an error of its own.
     """
-    previous = sys.unraisablehook
+    heard = False
+    handler, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
 
-    def hook(dropped: "sys.UnraisableHookArgs") -> None:
+    def note(signum: int, frame: FrameType | None) -> None:
+        nonlocal heard
+        heard = True
+        raise KeyboardInterrupt
+
+    def make_again(dropped: "sys.UnraisableHookArgs") -> None:
         if issubclass(dropped.exc_type, KeyboardInterrupt):
             threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()  # raised here, it would be dropped too
         else:
-            previous(dropped)
+            hook(dropped)
 
-    sys.unraisablehook = hook
+    is_heard_here = handler is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if is_heard_here:
+        signal.signal(signal.SIGINT, note)
+    sys.unraisablehook = make_again
     try:
         yield
+    except Exception as error:
+        if heard:
+            raise KeyboardInterrupt from error
+        raise
     finally:
-        sys.unraisablehook = previous
-
-
-def comes_of_interrupt(error: BaseException) -> bool:
-    """Whether a Ctrl-C stands behind this error: libraries that import modules late make errors of their own of it."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, KeyboardInterrupt):
-        seen = seen.__cause__ or seen.__context__
-    return seen is not None
+        sys.unraisablehook = hook
+        if is_heard_here:
+            signal.signal(signal.SIGINT, handler)

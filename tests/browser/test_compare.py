@@ -69,7 +69,7 @@ def test_from_a_feature_to_the_one_like_it_in_another_sae(compared: Page) -> Non
     assert asked(compared) == {"a": ["demo/4"], "b": ["other/4"]}
     compared.goto("about:blank")
     compared.goto(link)
-    assert compared.locator("main").inner_text() == shown
+    expect(compared.locator("main")).to_have_text(shown, use_inner_text=True)
 
 
 def test_a_typed_comparison_that_fails_can_be_put_right(compared: Page) -> None:

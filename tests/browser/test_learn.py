@@ -37,9 +37,9 @@ def test_a_token_is_picked_and_the_link_shows_the_same(page: Page, plain: Page) 
     expect(page.locator("table.parts")).to_have_text(re.compile(r"#\d+"))
     assert page.locator("table.parts").inner_text() == shown
     plain.goto(link)
-    assert plain.locator("#walk-answer").count() == 0
+    expect(plain.locator("#walk-answer")).to_have_count(0)
     plain.get_by_role("link", name="Show this text’s").click()
-    assert plain.locator("table.parts").inner_text() == shown
+    expect(plain.locator("table.parts")).to_have_text(shown, use_inner_text=True)
 
 
 def test_without_a_script_a_token_is_picked_too(plain: Page) -> None:
@@ -47,10 +47,10 @@ def test_without_a_script_a_token_is_picked_too(plain: Page) -> None:
     plain.locator("#text").fill("the king and the queen")
     plain.get_by_role("button", name="Take it apart").click()
     plain.locator("#walk-answer button", has_text="king").click()
-    assert plain.locator("#walk-answer .chosen").inner_text() == " king"
+    expect(plain.locator("#walk-answer .chosen")).to_have_text(" king")
     plain.locator("#walk-answer button", has_text="<bos>").click()
-    assert "special token" in plain.locator("#walk-status").inner_text()
-    assert plain.locator("table.parts").count() == 0
+    expect(plain.locator("#walk-status")).to_contain_text("special token")
+    expect(plain.locator("table.parts")).to_have_count(0)
 
 
 def test_what_the_model_refuses_is_said_in_a_sentence(refused_page: Page) -> None:

@@ -141,8 +141,9 @@ def test_an_embedded_feature_follows_its_switches(page: Page) -> None:
     assert 'height="333"' in code
     (address,) = re.findall(r'src="([^"]+)"', code)
     page.goto(address.replace("&amp;", "&"))
-    assert page.locator(".example").count() == 2 and page.locator(".panel").count() == 2
-    assert page.locator(".facts").count() == 0
+    expect(page.locator(".example")).to_have_count(2)
+    expect(page.locator(".panel")).to_have_count(2)
+    expect(page.locator(".facts")).to_have_count(0)
     assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(25, 24, 22)"
 
 

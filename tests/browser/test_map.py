@@ -100,7 +100,7 @@ def test_without_a_script_squares_are_links_and_the_selection_goes_into_a_list(p
     plain.fill(".change [name=title]", "A corner")
     plain.click(".change button")
     plain.wait_for_url("**/lists/*")
-    assert plain.locator("[data-row]").count() == int(n[0])
+    expect(plain.locator("[data-row]")).to_have_count(int(n[0]))
     plain.request.post(plain.url.split("#")[0] + "/delete", form={}, headers={"origin": plain.url.split("/lists")[0]})
 
 

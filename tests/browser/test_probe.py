@@ -87,9 +87,9 @@ def test_without_a_script_a_text_is_probed_and_picked_in(plain: Page) -> None:
     plain.locator("#text").fill("the king of the sea")
     plain.get_by_role("button", name="Probe").click()
     plain.locator("#tokens button", has_text="king").click()
-    assert plain.locator("#token-name").inner_text() == "·king"
+    expect(plain.locator("#token-name")).to_have_text("·king")
     plain.locator("#text-features .pin").first.click()
-    assert plain.locator(".traces li").count() == 1
+    expect(plain.locator(".traces li")).to_have_count(1)
 
 
 def test_many_texts_run_with_a_script_and_fit_a_phone(phone: Page) -> None:

@@ -57,18 +57,19 @@ def test_without_a_script_the_forms_lead_to_finished_pages(browser: Browser, ser
     page.goto(f"{server}{STEER}?feature=1")
     page.fill("#prompt", "the king")
     page.click("button:text-is('Five doses')")
-    assert page.locator("#result .column").count() == 6
+    expect(page.locator("#result .column")).to_have_count(6)
     page.goto(f"{server}/saes/demo/why")
     page.fill("#text", "the king of the whale")
     page.click("button:text-is('Explain')")
     page.locator(".why-tokens button").nth(2).click()
-    assert "token=2" in page.url
+    page.wait_for_url("**token=2**")
     page.locator(".next-tokens a").nth(4).click()
-    assert "target=+sea" in page.url and "token=2" in page.url
+    page.wait_for_url("**target=+sea**")
+    assert "token=2" in page.url
     page.locator("input[name=ablate]").first.check()
     page.click("text=Run without the ticked features")
-    assert page.locator("#without .shifts tbody tr").count() > 2
-    assert page.locator("input[name=ablate]:checked").count() == 1
+    expect(page.locator("#without .shifts tbody tr").nth(2)).to_be_visible()
+    expect(page.locator("input[name=ablate]:checked")).to_have_count(1)
     context.close()
 
 

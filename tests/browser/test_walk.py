@@ -55,10 +55,10 @@ def test_probing_without_a_script(plain: Page) -> None:
     plain.locator("#text").fill("the king\nof the sea")
     plain.get_by_role("button", name="Probe").click()
     plain.locator("#tokens button", has_text="king").click()
-    assert plain.locator("#token-name").inner_text() == "·king"
+    expect(plain.locator("#token-name")).to_have_text("·king")
     plain.locator("#token-features .pick").first.click()
-    assert plain.locator("#token-name").inner_text() == "·king"
-    assert plain.locator("#text-features .chosen").count() == 1
+    expect(plain.locator("#token-name")).to_have_text("·king")
+    expect(plain.locator("#text-features .chosen")).to_have_count(1)
     assert asked(plain)["text"] == "the king\r\nof the sea"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_core.progress import comes_of_interrupt, interrupts_heard
+from sae_core.progress import interrupts_heard
 
 
 class Thing:
@@ -37,6 +37,21 @@ def test_a_ctrl_c_that_falls_into_a_callback_is_made_again() -> None:
         del thing
         time.sleep(5)
     assert reference() is None
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_a_ctrl_c_of_which_a_library_makes_an_error_ends_the_command() -> None:
+    with pytest.raises(KeyboardInterrupt), interrupts_heard():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("a part is missing") from None
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_error_without_a_ctrl_c_stays_an_error() -> None:
+    with pytest.raises(ImportError), interrupts_heard():
+        raise ImportError("a part is missing")
 
 
 def test_other_errors_of_callbacks_are_told_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,17 +88,3 @@ def test_ctrl_c_while_modules_are_imported_ends_the_command(tmp_path: Path) -> N
         said = process.communicate(timeout=60)[1]
         assert process.returncode == 130, said
         assert "Traceback" not in said
-
-
-def test_a_ctrl_c_is_known_behind_the_errors_that_libraries_make_of_it() -> None:
-    def failing(first: BaseException) -> BaseException:
-        try:
-            try:
-                raise first
-            except BaseException as error:
-                raise ModuleNotFoundError("could not import it") from error
-        except ModuleNotFoundError as error:
-            return error
-
-    assert comes_of_interrupt(failing(KeyboardInterrupt()))
-    assert not comes_of_interrupt(failing(ValueError("a wrong name")))
