@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from app.access.commands import (
     add_access_commands,
     add_serving_arguments,
-    at_command_line,
     serving_overrides,
     who_may_come,
 )
 from app.cli_export import EXPORT, EXPORT_EXAMPLES, add_export_arguments, run_export
 from app.cli_import import IMPORT, IMPORT_EXAMPLES, add_import_arguments, run_import
+from app.cli_jobs import index_and_add, map_and_add, map_if_missing, open_store, train_and_add
 from app.cli_labels import LABELS, LABELS_EXAMPLES, add_labels_arguments, run_labels
 from app.explain.basis import BASIS, add_basis_arguments, run_basis
 from app.explain.command import LABEL, LABEL_EXAMPLES, add_label_arguments, run_label
@@ -35,14 +35,12 @@ from sae_core.arguments import (
     sweep_configs,
     train_config,
 )
-from sae_core.disk import saving
-from sae_core.errors import ConfigError, InputError, SaescopeError
-from sae_core.progress import comes_of_interrupt, interrupts_heard, stop_request
+from sae_core.errors import ConfigError, SaescopeError
+from sae_core.progress import interrupts_heard, stop_request
 
 if TYPE_CHECKING:
-    from sae_core.config import IndexConfig, TrainConfig
+    from sae_core.config import IndexConfig
     from sae_core.index_folder import Shard
-    from sae_core.records import SAEInfo
     from sae_core.store import Store
 
 STOPPED = 130
@@ -128,11 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with interrupts_heard():
             return run(arguments)
     except SaescopeError as error:
-        if not comes_of_interrupt(error):
-            print(f"saescope: {error}", file=sys.stderr)
-            return error.exit_code
-        print("saescope: stopped.", file=sys.stderr)
-        return STOPPED
+        print(f"saescope: {error}", file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
         print("saescope: stopped.", file=sys.stderr)
         return STOPPED
@@ -255,7 +250,7 @@ def run_map(arguments: argparse.Namespace) -> int:
 def _index_shard(config: "IndexConfig", shard: "Shard", *, settings: Settings) -> int:
     from sae_core.index import index_shard
 
-    with closing(_open_store(settings)) as store:
+    with closing(open_store(settings)) as store:
         sae = store.sae(config.slug).sae
     if not index_shard(sae, config, shard, home=settings.home):
         print("saescope: stopped; the same command goes on from here.", file=sys.stderr)
@@ -270,7 +265,7 @@ def run_eval(arguments: argparse.Namespace) -> int:
     from sae_core.evaluate import evaluate
 
     config = index_config(arguments)
-    with closing(_open_store(_settings(arguments))) as store:
+    with closing(open_store(_settings(arguments))) as store:
         sae = store.sae(config.slug).sae
     evaluation = evaluate(sae, config)
     if evaluation is None:
@@ -288,7 +283,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
         arguments, host=arguments.host, port=arguments.port, device=arguments.device, **serving_overrides(arguments)
     )
     with closing(listen(settings)) as socket:
-        with closing(_open_store(settings)) as store:
+        with closing(open_store(settings)) as store:
             said = who_may_come(settings, store)
         serve(settings, socket=socket, said=said)
     return 0
@@ -297,19 +292,19 @@ def run_serve(arguments: argparse.Namespace) -> int:
 def run_import_command(arguments: argparse.Namespace) -> int:
     """`saescope import`."""
     settings = _settings(arguments)
-    with closing(_open_store(settings)) as store:
+    with closing(open_store(settings)) as store:
         return run_import(arguments, settings, store)
 
 
 def run_export_command(arguments: argparse.Namespace) -> int:
     """`saescope export`."""
-    with closing(_open_store(_settings(arguments))) as store:
+    with closing(open_store(_settings(arguments))) as store:
         return run_export(arguments, store)
 
 
 def run_labels_command(arguments: argparse.Namespace) -> int:
     """`saescope labels`."""
-    with closing(_open_store(_settings(arguments))) as store:
+    with closing(open_store(_settings(arguments))) as store:
         return run_labels(arguments, store)
 
 
@@ -317,7 +312,7 @@ def run_db(arguments: argparse.Namespace) -> int:
     """`saescope db`."""
     if (arguments.what == "backup") != (arguments.file is not None):
         raise ConfigError("A backup goes into a file, and nothing else does: saescope db backup FILE.")
-    with closing(_open_store(_settings(arguments), upgrades=arguments.what == "upgrade")) as store:
+    with closing(open_store(_settings(arguments), upgrades=arguments.what == "upgrade")) as store:
         if arguments.what == "upgrade":
             print("The database is up to date.")
             return 0
@@ -350,7 +345,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
 
     settings = _settings(arguments, host=arguments.host, port=arguments.port, device=arguments.device)
     with closing(listen(settings)) as socket:  # a busy port is said before minutes of work, not after
-        store = _open_store(settings)
+        store = open_store(settings)
         is_ready = demo.is_ready(store)
         store.close()
         if is_ready:
@@ -370,78 +365,6 @@ def run_demo(arguments: argparse.Namespace) -> int:
                 while server.is_alive() and not stop.was_made:
                     server.join(0.2)
     return STOPPED
-
-
-def train_and_add(configs: "dict[str, TrainConfig]", *, settings: Settings) -> "list[SAEInfo] | None":
-    """Trains, on one pass through the model, and enters the SAEs in the database; None if it was stopped."""
-    from sae_core.model import load_tokenizer
-    from sae_core.tokens import vocabulary
-    from sae_core.train import train_together
-
-    with closing(_open_store(settings)) as store:
-        try:
-            infos = train_together(configs, runs=settings.home / "runs")
-            if infos is not None:
-                known = vocabulary(load_tokenizer(infos[0].model.model_name))
-                for info in infos:
-                    store.add_sae(info, known)
-        except KeyboardInterrupt:  # while the model is loaded, or between training and the database
-            infos = None
-    if infos is None:
-        print("saescope: stopped; the same command goes on from here.", file=sys.stderr)
-    return infos
-
-
-def index_and_add(config: "IndexConfig", *, settings: Settings, merges: bool = False) -> bool:
-    """Indexes, or merges shards, and enters the index in the database; False if it was stopped."""
-    from sae_core.index import build_index, merge_shards
-
-    with closing(_open_store(settings)) as store:
-        sae = store.sae(config.slug).sae
-        try:
-            build = merge_shards if merges else build_index
-            records = build(sae, config, home=settings.home, keep=store.add_index)
-        except KeyboardInterrupt:  # while the text is read, or what was gathered is stored
-            records = None
-    if records is None:
-        print("saescope: stopped; the same command goes on from here.", file=sys.stderr)
-        return False
-    metrics = records.info.metrics
-    recovered = "" if metrics.ce_recovered is None else f"  CE recovered {metrics.ce_recovered:.3f}"
-    print(
-        f"{records.info.corpus.n_tokens:,} tokens in {records.info.seconds:.0f} s:  FVU {metrics.fvu:.3f}  "
-        f"L0 {metrics.l0:.1f}  dead {metrics.dead_share:.1%}{recovered}"
-    )
-    return True
-
-
-def map_if_missing(slug: str, *, settings: Settings) -> bool:
-    """The last step of an index, after it is there to be read; False if it was stopped, which leaves the rest whole."""
-    with closing(_open_store(settings)) as store:
-        if store.feature_map(slug) is not None:
-            return True
-    try:
-        if map_and_add(slug, settings=settings):
-            return True
-        print(f"saescope: stopped; the index is there, and `saescope map {slug}` makes its map.", file=sys.stderr)
-        return False
-    except InputError as error:  # too few features, or an index without nearest ones: no fault of the index
-        print(f"No map: {error}", file=sys.stderr)
-        return True
-
-
-def map_and_add(slug: str, *, settings: Settings, seed: int = 0) -> bool:
-    """Makes the SAE's map and enters it in the database; False if it was stopped."""
-    from sae_core.feature_map import feature_map
-
-    with closing(_open_store(settings)) as store:
-        try:
-            made = feature_map(store.neighbours(slug), seed=seed)
-        except KeyboardInterrupt:  # before the first step, or asked twice
-            made = None
-        if made is not None:
-            store.add_map(slug, made)
-    return made is not None
 
 
 def _command(
@@ -514,18 +437,8 @@ def _settings(arguments: argparse.Namespace, **overrides: Any) -> Settings:
     return Settings.from_env(home=home, database_url=arguments.database, **overrides)
 
 
-def _open_store(settings: Settings, *, upgrades: bool = False) -> "Store":
-    """The database, on behalf of whoever is at the command line: the audit trail names them."""
-    from sae_core.store import Store
-
-    with saving(settings.home):
-        settings.home.mkdir(parents=True, exist_ok=True)
-    store = Store.open(settings.database_url, upgrades=upgrades, new_saes=settings.visibility)
-    return store.seen_by(at_command_line())
-
-
 def _opened(arguments: argparse.Namespace) -> "Store":
-    return _open_store(_settings(arguments))
+    return open_store(_settings(arguments))
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def _import_dashboard(arguments: argparse.Namespace, folder: Path, settings: Set
 def _import_weights(arguments: argparse.Namespace, settings: Settings, store: "Store") -> int:
     from sae_core.formats.hub import fetched, hub_address
     from sae_core.formats.importing import ImportConfig, import_sae
-    from sae_core.model import load_tokenizer
+    from sae_core.loading import load_tokenizer
     from sae_core.tokens import vocabulary
 
     address = hub_address(arguments.source)

@@ -33,7 +33,7 @@ from benchmarks.environments import ROOT, EnvironmentFailed, Recipe, python_of
 from benchmarks.indexing.job import Job
 from benchmarks.train import ENVIRONMENT, machine
 from sae_core.corpus import iter_documents
-from sae_core.model import load_tokenizer
+from sae_core.loading import load_tokenizer
 from sae_core.sae import ARCHITECTURES
 from sae_core.tokens import framing, iter_contexts
 
@@ -125,7 +125,7 @@ def write_model_and_tokens(folder: Path, n_tokens: int) -> Path:
 
 def write_job(own: Path, case: Case, folder: Path, tokens: Path, *, n_features: int) -> Job:
     """The SAE, its tokens and the job as files in a folder of their own."""
-    from sae_core.model import load_model
+    from sae_core.loading import load_model
 
     own.mkdir()
     chosen = np.load(tokens)[: case.tokens // CONTEXT_SIZE]

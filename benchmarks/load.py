@@ -22,7 +22,7 @@ from benchmarks.probe import WORDS, made_sae
 from benchmarks.store import planted_records, planted_sae, vocabulary
 from benchmarks.web import machine, pages, served
 from sae_core import tokens
-from sae_core.model import load_model
+from sae_core.loading import load_model
 from sae_core.store import Store
 
 CLIENTS, SECONDS = 50, 60.0

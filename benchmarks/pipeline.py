@@ -29,7 +29,8 @@ from sae_core.activations import ModelFiller, Place, batches
 from sae_core.config import TrainConfig
 from sae_core.corpus import iter_documents
 from sae_core.fit import Trainee
-from sae_core.model import LanguageModel, load_model
+from sae_core.loading import load_model
+from sae_core.model import LanguageModel
 from sae_core.tokens import framing, iter_contexts, shuffled
 
 SIX = [(architecture, k) for architecture in ("topk", "batchtopk") for k in (8, 16, 32)]

@@ -26,7 +26,8 @@ import torch
 from app.inference import ModelWorker, ProbeJob
 from benchmarks.web import machine
 from sae_core.demo_lm import DEMO_LM_FOLDER
-from sae_core.model import LanguageModel, load_model
+from sae_core.loading import load_model
+from sae_core.model import LanguageModel
 from sae_core.probe import Prober
 from sae_core.records import Prompt, SAEInfo
 from sae_core.sae import ARCHITECTURES

@@ -234,14 +234,6 @@ def counted(
     return acts
 
 
-def counted_activations(
-    model: LanguageModel, contexts: list[TokenContext], *, hook_name: str, frame: Framing
-) -> Tensor:
-    """`model_acts` (N, d_in) float32 of the tokens that count, in the order of the contexts."""
-    with model.reading((hook_name,)) as read:
-        return counted(model, contexts, read, frame=frame)[0].float()
-
-
 def _not_finite(
     model: LanguageModel,
     contexts: list[TokenContext],

@@ -26,6 +26,7 @@ from sae_core.corpus import corpus_name, iter_documents
 from sae_core.dashboards import check_has_weights
 from sae_core.disk import saving
 from sae_core.errors import CorpusError, WeightsError
+from sae_core.loading import load_model
 from sae_core.metrics import (
     RunningDensity,
     RunningPredictions,
@@ -35,7 +36,7 @@ from sae_core.metrics import (
     explained_variance,
     mean_encoder_decoder,
 )
-from sae_core.model import LanguageModel, load_model
+from sae_core.model import LanguageModel
 from sae_core.progress import progress_bar, stop_request
 from sae_core.records import CorpusInfo, Evaluation, IndexMetrics, SAEInfo
 from sae_core.sae import SAE, load_sae

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sae_core.dashboards import check_has_weights
 from sae_core.errors import ModelError, PromptError, PromptTooLongError, SaescopeError
-from sae_core.model import LanguageModel, load_model
+from sae_core.loading import load_model
+from sae_core.model import LanguageModel
 from sae_core.prefixes import ActiveRow, KeyValues, Prefix, Prefixes
 from sae_core.records import (
     Decomposition,

@@ -132,11 +132,6 @@ class Store:
     def close(self) -> None:
         self._database.close()
 
-    def ping(self) -> None:
-        """Raises StoreError if the database does not answer."""
-        with self._database.reading() as connection:
-            connection.execute(sa.select(1))
-
     def is_current(self) -> bool:
         """Whether the database's tables are those of this version. Raises StoreError if it does not answer."""
         return self._database.is_current()

@@ -33,8 +33,9 @@ from sae_core.config import TrainConfig, check_slug
 from sae_core.corpus import iter_documents
 from sae_core.errors import ConfigError, ModelError, NotFoundError, OutOfMemoryError, RanksError, SaescopeError
 from sae_core.fit import Trainee, check_ranks
+from sae_core.loading import choose_device, load_model, load_outline
 from sae_core.memory import check_memory, is_out_of_memory
-from sae_core.model import LanguageModel, choose_device, load_model, load_outline
+from sae_core.model import LanguageModel
 from sae_core.placement import AUTO, weight_bytes
 from sae_core.progress import StopRequest, progress_bar, say, stop_request
 from sae_core.ranks import MODES, Ranks, joined_ranks, spoken_by_first

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import index, store
-from sae_core.model import load_model
+from sae_core.loading import load_model
 from sae_core.sae import load_sae
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import probe
-from sae_core.model import load_model
+from sae_core.loading import load_model
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with the SAE "mine" in its database: only for tests that read."""
-    from sae_core.model import load_model
+    from sae_core.loading import load_model
     from sae_core.tokens import vocabulary
     from tests.planted import random_sae, save_sae
 

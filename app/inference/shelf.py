@@ -43,13 +43,13 @@ class ProberLoader:
 
     def budget(self, device: str | None) -> int | None:
         from sae_core.free_memory import free_bytes
-        from sae_core.model import choose_device
+        from sae_core.loading import choose_device
 
         free = free_bytes(choose_device(device))
         return None if free is None else int(FREE_SHARE * free)
 
     def sizes(self, sae: SAEInfo) -> Sizes:
-        from sae_core.model import load_outline
+        from sae_core.loading import load_outline
         from sae_core.sae import WEIGHTS_FILE
 
         dtype = str(sae.config["dtype"])

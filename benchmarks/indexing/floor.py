@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from benchmarks.indexing.job import Clock, Job, answer
-from sae_core.model import load_model
+from sae_core.loading import load_model
 from sae_core.sae import load_sae
 
 BATCH_CONTEXTS = 32

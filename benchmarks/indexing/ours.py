@@ -14,7 +14,8 @@ from benchmarks.indexing.job import Clock, Job, answer
 from sae_core import index
 from sae_core.config import IndexConfig, TrainConfig
 from sae_core.context_file import ContextFile, text_keys
-from sae_core.model import LanguageModel, load_model
+from sae_core.loading import load_model
+from sae_core.model import LanguageModel
 from sae_core.records import SAEInfo
 from sae_core.sae import load_sae
 from sae_core.store import Store

@@ -30,7 +30,7 @@ from sae_core.errors import ConfigError, WeightsError
 from sae_core.formats import hook_points, read_source
 from sae_core.formats.foreign import ForeignSAE
 from sae_core.formats.source import Source
-from sae_core.model import load_outline
+from sae_core.loading import load_outline
 from sae_core.records import ModelInfo, SAEInfo
 
 IMPORT_FILE = "import.json"

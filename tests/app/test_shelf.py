@@ -79,7 +79,7 @@ def test_the_real_loader_knows_sizes_before_loading(tmp_path: Path) -> None:
     sae = make_sae(weights_path=str(tmp_path))
     sae = replace(sae, model=replace(sae.model, model_name="demo"), config={**sae.config, "dtype": "float32"})
     sizes = ProberLoader().sizes(sae)
-    from sae_core.model import load_model
+    from sae_core.loading import load_model
 
     expected = sum(p.numel() * 4 for p in load_model("demo").module.parameters())
     assert (sizes.model_bytes, sizes.sae_bytes) == (expected, 1234)

@@ -18,7 +18,7 @@ ASKED = SteerRequest(prompt=TEXT, pushes=(Push(feature_index=3, mode="clamp", va
 
 @pytest.fixture(scope="module")
 def sae(tmp_path_factory: pytest.TempPathFactory) -> SAEInfo:
-    from sae_core.model import load_model
+    from sae_core.loading import load_model
     from tests.planted import random_sae, save_sae
     from tests.tiny import save_tiny_model
 

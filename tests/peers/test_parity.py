@@ -25,7 +25,7 @@ from sae_core.corpus import iter_documents
 from sae_core.errors import ConfigError
 from sae_core.formats.exporting import export_sae
 from sae_core.formats.importing import ImportConfig, import_sae
-from sae_core.model import load_model, load_outline
+from sae_core.loading import load_model, load_outline
 from sae_core.records import SAEInfo
 from sae_core.sae import ARCHITECTURES, SAE, load_sae
 from sae_core.tokens import framing, iter_contexts, padded

@@ -20,12 +20,13 @@ from sae_core.activations import (
     Place,
     Watch,
     batches,
-    counted_activations,
 )
 from sae_core.errors import CorpusError, TrainingError
-from sae_core.model import LanguageModel, load_model
+from sae_core.loading import load_model
+from sae_core.model import LanguageModel
 from sae_core.records import Document
 from sae_core.tokens import TokenContext, framing, iter_contexts
+from tests.counted import counted_activations
 from tests.tiny import TEXTS
 
 HOOK = "blocks.1.hook_resid_post"

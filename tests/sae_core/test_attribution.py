@@ -12,7 +12,8 @@ from sae_core.causal.attribution import attribute, question
 from sae_core.causal.records import Attribution
 from sae_core.config import HOOKS
 from sae_core.errors import ModelError, NotFoundError, PromptError
-from sae_core.model import LanguageModel, load_model
+from sae_core.loading import load_model
+from sae_core.model import LanguageModel
 from sae_core.probe import Prober
 from sae_core.sae import ARCHITECTURES
 from tests.linear import linear_model

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sae_core.errors import PromptError, PromptTooLongError
-from sae_core.model import LanguageModel, load_model
+from sae_core.loading import load_model
+from sae_core.model import LanguageModel
 from sae_core.probe import Prober
 from sae_core.records import Decomposition, SAEInfo
 from sae_core.sae import ARCHITECTURES, SAE, load_sae

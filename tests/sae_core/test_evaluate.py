@@ -16,8 +16,9 @@ from sae_core.config import IndexConfig
 from sae_core.errors import ConfigError, CorpusError, WeightsError
 from sae_core.evaluate import evaluate, load_subject, measure_predictions, read_contexts
 from sae_core.index import build_index
+from sae_core.loading import load_model
 from sae_core.metrics import cosine_histogram
-from sae_core.model import LanguageModel, load_model
+from sae_core.model import LanguageModel
 from sae_core.progress import StopRequest
 from sae_core.records import Evaluation, SAEInfo
 from sae_core.sae import load_sae

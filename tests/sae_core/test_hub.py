@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 LOAD = """
 import sys
 from sae_core.errors import ModelError
-from sae_core.model import load_model
+from sae_core.loading import load_model
 for name in sys.argv[1:]:
     try:
         model = load_model(name)

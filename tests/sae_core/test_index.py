@@ -15,7 +15,8 @@ from sae_core.config import IndexConfig
 from sae_core.errors import CorpusError, WeightsError
 from sae_core.evaluate import load_subject, read_contexts
 from sae_core.index import build_index
-from sae_core.model import LanguageModel, load_model
+from sae_core.loading import load_model
+from sae_core.model import LanguageModel
 from sae_core.records import RANDOM_BAND, TOP_BAND, Context, Feature, IndexRecords, PackedFeature, SAEInfo
 from sae_core.store_rows import PackedExample
 from sae_core.tokens import vocabulary

@@ -19,7 +19,7 @@ from sae_core.config import IndexConfig
 from sae_core.errors import BusyError, ConfigError
 from sae_core.index import build_index, index_shard, merge_shards
 from sae_core.index_folder import Shard, held
-from sae_core.model import load_model
+from sae_core.loading import load_model
 from sae_core.records import IndexRecords, SAEInfo
 from sae_core.store_rows import tokens_fired_on
 from tests.planted import random_sae, save_sae

@@ -22,7 +22,8 @@ from sae_core import model as model_module
 from sae_core.config import HOOKS
 from sae_core.directions import logit_attribution
 from sae_core.errors import ConfigError, ModelError
-from sae_core.model import LanguageModel, choose_device, load_model, load_outline, load_tokenizer, resolve_model
+from sae_core.loading import choose_device, load_model, load_outline, load_tokenizer, resolve_model
+from sae_core.model import LanguageModel
 from sae_core.records import ModelInfo
 from tests.tiny import CAUSAL_KINDS, D_MODEL, MODEL_KINDS, N_LAYERS, TEXTS, save_tiny_model
 

@@ -10,7 +10,8 @@ import torch
 from sae_core import placement
 from sae_core.config import DTYPES, QUANTISED
 from sae_core.errors import ModelError
-from sae_core.model import LanguageModel, load_model, load_outline
+from sae_core.loading import load_model, load_outline
+from sae_core.model import LanguageModel
 from sae_core.placement import check_weights, weight_bytes, weights_sentence
 from sae_core.records import ModelInfo
 from tests.tiny import TEXTS, save_tiny_model

@@ -10,7 +10,8 @@ import torch
 from sae_core.config import IndexConfig
 from sae_core.errors import ModelError, PromptError, PromptTooLongError
 from sae_core.index import build_index
-from sae_core.model import LanguageModel, load_model
+from sae_core.loading import load_model
+from sae_core.model import LanguageModel
 from sae_core.probe import Prober
 from sae_core.records import ProbeResult, Prompt, SAEInfo
 from sae_core.sae import load_sae

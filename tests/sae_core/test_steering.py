@@ -15,7 +15,8 @@ from sae_core.causal.sampling import sample
 from sae_core.causal.steering import steer
 from sae_core.config import HOOKS
 from sae_core.errors import ModelError, NotFoundError, PromptError, PromptTooLongError
-from sae_core.model import LanguageModel, load_model
+from sae_core.loading import load_model
+from sae_core.model import LanguageModel
 from sae_core.probe import Prober
 from sae_core.sae import ARCHITECTURES, load_sae
 from tests.planted import dense_encode, random_sae, save_sae

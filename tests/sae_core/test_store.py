@@ -117,7 +117,7 @@ def test_opening_again_keeps_what_is_there(database_url: str) -> None:
     make_store(database_url).close()
     store = Store.open(database_url)
     assert [summary.sae.slug for summary in store.saes()] == ["unindexed", "demo"]
-    store.ping()
+    assert store.is_current()
     store.close()
 
 
@@ -125,7 +125,7 @@ def test_opening_a_current_database_loads_neither_alembic_nor_torch_nor_numpy(tm
     url = f"sqlite:///{tmp_path}/saescope.db"
     Store.open(url).close()
     code = (
-        "import sys; from sae_core.store import Store; Store.open(sys.argv[1]).ping();"
+        "import sys; from sae_core.store import Store; Store.open(sys.argv[1]).is_current();"
         "print([name for name in ('alembic', 'torch', 'transformers', 'numpy', 'app') if name in sys.modules])"
     )
     shown = subprocess.run(
@@ -135,7 +135,7 @@ def test_opening_a_current_database_loads_neither_alembic_nor_torch_nor_numpy(tm
 
 
 def test_processes_opening_a_fresh_database_at_once(database_url: str) -> None:
-    code = "import sys; from sae_core.store import Store; Store.open(sys.argv[1]).ping()"
+    code = "import sys; from sae_core.store import Store; Store.open(sys.argv[1]).is_current()"
     command = [sys.executable, "-W", "error::RuntimeWarning", "-c", code, database_url]
     running = [subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     assert [process.communicate()[1] for process in running] == ["", "", ""]
@@ -329,7 +329,7 @@ def test_a_server_gone_away_is_a_store_error(database_url: str) -> None:
     store._database._engine.dispose()
     store._database._engine = sa.create_engine("postgresql+psycopg://ana:s3cret@127.0.0.1:1/db")
     with pytest.raises(StoreError, match="check"):
-        store.ping()
+        store.is_current()
 
 
 # SAEs

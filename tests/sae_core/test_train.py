@@ -121,10 +121,10 @@ def test_it_learns_and_leaves_weights_config_and_metrics(config: TrainConfig, tm
 
 @pytest.mark.slow
 def test_the_saved_sae_reads_the_models_own_activations(config: TrainConfig, tmp_path: Path) -> None:
-    from sae_core.activations import counted_activations
     from sae_core.corpus import iter_documents
-    from sae_core.model import load_model
+    from sae_core.loading import load_model
     from sae_core.tokens import framing, iter_contexts
+    from tests.counted import counted_activations
 
     info = train(dataclasses.replace(config, tokens=16_384), runs=tmp_path, slug="one")
     assert info is not None

@@ -11,7 +11,7 @@ from sae_core.errors import ConfigError
 from sae_core.evaluate import load_subject, read_contexts
 from sae_core.explain.bases import make_basis
 from sae_core.index import build_index
-from sae_core.model import load_model
+from sae_core.loading import load_model
 from sae_core.records import SAEInfo
 from sae_core.sae import load_sae
 from tests.planted import random_sae, save_sae

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from app import cli
 from sae_core.formats.checking import Check, self_check
 from sae_core.formats.importing import ImportConfig, import_sae
-from sae_core.model import load_model
+from sae_core.loading import load_model
 from sae_core.store import Store
 from tests.tiny import D_MODEL, TEXTS, save_tiny_model
 
