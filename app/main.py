@@ -79,7 +79,7 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.state.steerings = SteerCache()
     app.state.metrics = Metrics()
     app.state.templates = make_environment(version=version, read_only=settings.read_only)
-    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
+    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=3)  # half the time of 5, a tenth more
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, seconds=settings.body_timeout)
     app.add_middleware(RateLimit, a_minute=settings.rate_limit if settings.needs_login else 0)
     app.add_middleware(Gate, settings=settings)

@@ -66,6 +66,7 @@ from sae_core.store_pages import Asked, Sort, cursor_after, feature_number, matc
 from sae_core.store_probes import insert_probe, newest_probes, probe_of, remove_probe
 from sae_core.store_reads import (
     INDEXES,
+    INDEXES_OF,
     NEIGHBOURS_OF,
     SAES,
     VOCABULARY_OF,
@@ -123,6 +124,15 @@ class Store:
         other = copy.copy(self)
         other._database = self._database.on_behalf_of(viewer)
         return other
+
+    @contextmanager
+    def at_one_moment(self) -> Iterator[Self]:
+        """The same store, whose reads until the end of the block are of one moment and cost one transaction. It is not
+        to leave its thread; what is written meanwhile, by itself too, is not seen."""
+        with self._database.at_one_moment() as database:
+            other = copy.copy(self)
+            other._database = database
+            yield other
 
     @property
     def accounts(self) -> Accounts:
@@ -384,7 +394,7 @@ class Store:
     def sae(self, slug: str) -> SAESummary:
         with self._database.reading() as connection:
             row = sae_row_of(connection, slug)
-            its_indexes = connection.execute(INDEXES.where(saes.c.sae_id == row["sae_id"])).mappings()
+            its_indexes = connection.execute(INDEXES_OF, {"slug": row["slug"]}).mappings()
             return SAESummary(
                 sae=sae_record(row), indexes=tuple(map(index_record, its_indexes)), visibility=row["visibility"]
             )

@@ -41,6 +41,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.viewer: Viewer | None = None
+        self._shared: sa.Connection | None = None  # where all reads are of one moment
         self.url = _parsed(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         # Without the query, which may hold a password; the host's own password prints as ***.
@@ -50,11 +51,24 @@ class Database:
     def on_behalf_of(self, viewer: Viewer) -> Self:
         """The same database, open as it is, for this viewer."""
         other = copy.copy(self)
+        other._shared = None  # that is on behalf of another
         other.viewer = viewer
         return other
 
     @contextmanager
+    def at_one_moment(self) -> Iterator[Self]:
+        """The same database, whose reads until the end of the block share one transaction of this thread."""
+        with self.reading() as connection:
+            other = copy.copy(self)
+            other._shared = connection
+            yield other
+
+    @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
+        if self._shared is not None:
+            with self._errors():
+                yield self._shared
+            return
         options: dict[str, Any] = {OPTION: self.viewer}
         if not self.is_sqlite:  # SQLite reads one snapshot anyway
             options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
