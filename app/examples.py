@@ -140,6 +140,7 @@ def _views(
 ) -> list[TokenView]:
     """The tokens from `start` on, as many as there are `texts`, printed as `shown`."""
     end, peak = start + len(texts), example.position
+    marked = (peak, special)
     ids, activations = example.token_ids[start:end], example.activations[start:end]
     return [
         TokenView(
@@ -151,7 +152,7 @@ def _views(
             None if text is token else token,
             position == special,
         )
-        if activation or position == peak or position == special or text is not token
+        if activation or position in marked or text is not token
         else _plain_view(text, token_id)
         for position, text, token, token_id, activation in zip(
             range(start, end), shown, texts, ids, activations, strict=True

@@ -10,6 +10,7 @@ from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from app.changes import Fields, Writable, author_of, parsed, seen_at
 from app.deps import FeatureIndex, Slug, StoreDep, VersionDep, checked_slug
 from app.export import exported_list, feature_numbers
+from app.kept import Keeps
 from app.list_views import as_csv, as_json_lines, item_views, unfurled_list
 from app.lists_api import (
     ItemId,
@@ -34,7 +35,7 @@ Format = Literal["csv", "jsonl", "html"]
 MEDIA_TYPES = {"csv": "text/csv", "jsonl": "application/x-ndjson", "html": "text/html"}
 
 
-@router.get("/lists")
+@router.get("/lists", dependencies=[Keeps])
 def lists_page(request: Request, store: StoreDep) -> Response:
     return page(request, "lists.html", lists=store.lists(), author=author_of(request), most=MAX_CHARACTERS)
 
@@ -74,7 +75,7 @@ def add_features_to_any_list(store: StoreDep, fields: Fields) -> Response:
     return seen_at(f"/lists/{list_id}#items", author=asked.author)
 
 
-@router.get("/lists/{list_id}")
+@router.get("/lists/{list_id}", dependencies=[Keeps])
 def list_page(request: Request, store: StoreDep, list_id: ListId) -> Response:
     found = store.feature_list(list_id)
     return page(

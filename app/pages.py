@@ -21,9 +21,9 @@ from app.deps import (
 )
 from app.ends import ends
 from app.examples import example_groups, list_rows, unfurled
-from app.explain.background import Background
 from app.explain.routes import BackgroundDep
 from app.explain.views import tested
+from app.kept import Keeps, keep
 from app.pareto import own_corpora, pareto
 from app.pareto_plot import plots
 from app.probing import chosen_index, indexed
@@ -72,6 +72,8 @@ def sae_page(
     found = list(points.points(store, index).values()) if index else []
     cosines = index.metrics.encoder_decoder_histogram if index else None
     like = pareto(store, summary, index)
+    trained = has_run(settings.home, slug)
+    keep(request, as_long_as=lambda: has_run(settings.home, slug) == trained)
     return page(
         request, "sae.html", has_webgl=len(found) > charts.GL_POINTS, summary=summary, sae=summary.sae, index=index,
         has_index=bool(index),
@@ -80,7 +82,7 @@ def sae_page(
         cosines=charts.cosine_chart(cosines) if cosines else None,
         train_command=provenance.train_command(summary.sae),
         index_command=provenance.index_command(index) if index and summary.sae.weights_path else None,
-        settings_rows=provenance.settings_rows(summary.sae.config), has_run=has_run(settings.home, slug),
+        settings_rows=provenance.settings_rows(summary.sae.config), has_run=trained,
         like=like, plots=plots(like) if like else (),
         own=own_corpora(summary, index) if index else None,
         charts_url=url(f"/api/saes/{slug}/charts", corpus=query.corpus),
@@ -95,7 +97,7 @@ def _drawn(store: StoreDep, points: PointsDep, index: IndexInfo) -> dict[str, An
     }
 
 
-@router.get("/saes/{slug}/features")
+@router.get("/saes/{slug}/features", dependencies=[Keeps])
 def features_page(request: Request, store: StoreDep, slug: Slug, query: FeaturePageParams) -> Response:
     with store.at_one_moment() as now:
         summary = now.sae(slug)
@@ -129,8 +131,10 @@ def feature_page(
     with store.at_one_moment() as now:
         summary = now.sae(slug)
         detail = now.feature(slug, feature_index, corpus=query.corpus)
-        around = {} if query.embed else _around(now, request, labelling, detail, slug=slug, query=query)
+        around = {} if query.embed else _around(now, request, detail, slug=slug, query=query)
     index, here = indexed(summary, corpus=query.corpus), f"/saes/{slug}/features/{feature_index}"
+    work = labelling.work(slug, feature_index, query.corpus)
+    keep(request, as_long_as=lambda: labelling.work(slug, feature_index, query.corpus) is work)
     shown = [e for e in detail.examples if e.band == TOP_BAND][: query.examples] if query.embed else detail.examples
     return page(
         request, "feature_embed.html" if query.embed else "feature.html",
@@ -141,21 +145,18 @@ def feature_page(
         groups=example_groups(
             detail.feature, shown, signs=query.breaks, has_bos=index.corpus.prepend_bos, width=query.width
         ),
-        description=unfurled(detail.feature, detail.examples), permalink=absolute(request, here), **around,
+        description=unfurled(detail.feature, detail.examples), permalink=absolute(request, here),
+        work=work, llm=labelling.model, **around,
     )  # fmt: skip
 
 
-def _around(
-    store: Store, request: Request, labelling: Background, detail: FeatureDetail, *, slug: str, query: FeatureQuery
-) -> dict[str, Any]:
+def _around(store: Store, request: Request, detail: FeatureDetail, *, slug: str, query: FeatureQuery) -> dict[str, Any]:
     """What people and language models have made of a feature: scores, earlier labels, lists."""
     feature_index = detail.feature.feature_index
     scores = store.scores(slug, [feature_index], corpus=query.corpus)
     return {
         "tested": tested(detail, scores, opened=query.tested),
         "history": store.label_history(slug, feature_index),
-        "work": labelling.work(slug, feature_index, query.corpus),
-        "llm": labelling.model,
         "lists": store.lists()[:MAX_OFFERED_LISTS],
         "held": store.lists_with(slug, feature_index),
         "author": author_of(request),
@@ -175,12 +176,12 @@ def run_page(
     return page(request, "run.html", view=view, run=view.news.run, follow=follow, json_url=url(f"/api/runs/{run_id}"))
 
 
-@router.get("/glossary")
+@router.get("/glossary", dependencies=[Keeps])
 def glossary(request: Request) -> Response:
     return page(request, "glossary.html")
 
 
-@router.get("/docs")
+@router.get("/docs", dependencies=[Keeps])
 def docs(request: Request) -> Response:
     return page(request, "docs.html", spec=request.app.openapi(), json_url="/openapi.json")
 

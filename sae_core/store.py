@@ -142,6 +142,10 @@ class Store:
     def close(self) -> None:
         self._database.close()
 
+    def commits(self) -> int | None:
+        """A number that is another one after every commit, by whatever process; None on PostgreSQL, which has none."""
+        return self._database.commits()
+
     def is_current(self) -> bool:
         """Whether the database's tables are those of this version. Raises StoreError if it does not answer."""
         return self._database.is_current()
