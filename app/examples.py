@@ -41,13 +41,23 @@ class TokenView(NamedTuple):
 
     @property
     def classes(self) -> str:
-        parts = [f"a{self.step}" if self.step else "", "peak" if self.is_peak else ""]
-        parts += ["special" if self.is_special else "", "chosen" if self.is_chosen else ""]
-        return " ".join(part for part in parts if part)
+        return _classes(self.step, self.is_peak, self.is_special, self.is_chosen)
 
     @property
     def shown_activation(self) -> str:
-        return number(self.activation) if self.activation else ""
+        return _shown(self.activation) if self.activation else ""
+
+
+@lru_cache(maxsize=1024)
+def _classes(step: int, is_peak: bool, is_special: bool, is_chosen: bool) -> str:
+    parts = (f"a{step}" if step else "", "peak" if is_peak else "", "special" if is_special else "")
+    return " ".join(filter(None, (*parts, "chosen" if is_chosen else "")))
+
+
+@lru_cache(maxsize=1 << 16)
+def _shown(activation: float) -> str:
+    """Stored activations have half precision, so there are not many."""
+    return number(activation)
 
 
 class PlainToken(TokenView):
@@ -75,7 +85,7 @@ class ExampleView:
     runs: tuple[TokenRun, ...]
     cut_before: str  # the reaches at which text is left out before and after: "", "short", "short medium"
     cut_after: str
-    text: str
+    context_id: int  # whose whole text can be probed
     copies: str  # "×5" where five places of the corpus read the same; "" for one
 
 
@@ -190,7 +200,7 @@ def example_view(
         runs=tuple(runs),
         cut_before=_cut(short=short[0] > 0, medium=medium[0] > 0),
         cut_after=_cut(short=short[1] < n, medium=medium[1] < n),
-        text="".join(example.tokens[1 if has_bos else 0 :]),
+        context_id=example.context_id,
         copies=f"×{example.copies:,}" if example.copies > 1 else "",
     )
 

@@ -49,9 +49,9 @@ def add_list(store: StoreDep, fields: Fields) -> Response:
 
 @router.post("/lists/add", dependencies=[Writable])
 def add_to_any_list(store: StoreDep, fields: Fields) -> Response:
-    """From a feature's page, and back to it: into the list `list_id`, or into a new one with this `title`."""
+    """From a feature's page, and back to it: into a new list with this `title`, or into the list `list_id`."""
     asked = parsed(NewItem, fields)
-    list_id = fields.get("list_id")
+    list_id = _chosen_list(fields)
     if not list_id:
         store.feature(
             checked_slug(asked.slug), asked.feature_index, corpus=asked.corpus
@@ -62,11 +62,16 @@ def add_to_any_list(store: StoreDep, fields: Fields) -> Response:
     return seen_at(f"{address}#lists", author=asked.author)
 
 
+def _chosen_list(fields: dict[str, str]) -> str | None:
+    """Whoever typed a title wants a new list, whatever list is still selected beside it."""
+    return None if fields.get("title", "").strip() else fields.get("list_id")
+
+
 @router.post("/lists/add-features", dependencies=[Writable])
 def add_features_to_any_list(store: StoreDep, fields: Fields) -> Response:
-    """From a map, and on to the list: into `list_id`, or into a new one with this `title`."""
+    """From a map, and on to the list: into a new one with this `title`, or into `list_id`."""
     asked = parsed(NewItems, fields)
-    list_id = fields.get("list_id")
+    list_id = _chosen_list(fields)
     if not list_id:
         last = max(feature_numbers(asked.features, what="features"))
         store.feature(checked_slug(asked.slug), last, corpus=asked.corpus)  # before a list is made for them

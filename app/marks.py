@@ -44,14 +44,14 @@ def term_printer(terms: Mapping[str, Term], glossary: str) -> Callable[..., Mark
 
 
 def _span(view: TokenView) -> str:
-    text = _escaped(view.text)
-    classes = f' class="{found}"' if (found := view.classes) else ""
+    text, classes = _escaped(view.text), view.classes
+    before = f'<span class="{classes}"' if classes else "<span"
     original = "" if view.original is None else f' data-t="{_escaped(view.original)}"'
-    value = ""
-    if view.step:
-        shown = view.shown_activation
-        value = f' data-v="{shown}" title="{text} · id {view.token_id} · activation {shown}"'
-    return f'<span{classes} data-i="{view.token_id}"{value}{original}>{text}</span>'
+    if not view.step:
+        return f'{before} data-i="{view.token_id}"{original}>{text}</span>'
+    shown = view.shown_activation
+    value = f' data-v="{shown}" title="{text} · id {view.token_id} · activation {shown}"'
+    return f'{before} data-i="{view.token_id}"{value}{original}>{text}</span>'
 
 
 @lru_cache(maxsize=1 << 16)

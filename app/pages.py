@@ -13,6 +13,7 @@ from app.deps import (
     FeaturePageParams,
     FeatureParams,
     FeatureQuery,
+    Index,
     PointsDep,
     RunsDep,
     SettingsDep,
@@ -161,6 +162,17 @@ def _around(store: Store, request: Request, detail: FeatureDetail, *, slug: str,
         "held": store.lists_with(slug, feature_index),
         "author": author_of(request),
     }
+
+
+@router.get("/saes/{slug}/contexts/{context_id}/probe")
+def probe_context(
+    store: StoreDep, slug: Slug, context_id: FeatureIndex, query: CorpusParams, feature: Index = None
+) -> Response:
+    """On to the probe page with the text of an example, which a page of forty would else hold twice."""
+    text = store.context_text(slug, context_id, corpus=query.corpus)
+    return RedirectResponse(
+        url(f"/saes/{slug}/probe", text=text, feature=feature, corpus=query.corpus), status_code=303
+    )
 
 
 @router.get("/runs")

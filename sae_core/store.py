@@ -71,6 +71,7 @@ from sae_core.store_reads import (
     SAES,
     VOCABULARY_OF,
     all_labels_of,
+    context_text_of,
     examples_of,
     feature_records_of,
     feature_rows_of,
@@ -428,6 +429,12 @@ class Store:
                 following=following,
                 labels=all_labels_of(connection, index["sae_id"], feature_index),
             )
+
+    def context_text(self, slug: str, context_id: int, *, corpus: str | None = None) -> str:
+        """The text of a context that an example of this index points at."""
+        with self._database.reading() as connection:
+            index = index_row_of(connection, slug, corpus=corpus)
+            return context_text_of(connection, index, context_id, vocabulary=self._vocabulary(connection, index))
 
     def features(
         self,

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from app.examples import example_groups
 from app.feature_files import harmless
+from app.rendering import url
 from sae_core.records import TOP_BAND, IndexMetrics
 from sae_core.store import Store
 from tests.app.fake_prober import FakeProber
@@ -574,3 +575,16 @@ def test_a_second_store_is_not_shared(tmp_path: object) -> None:
     store = make_store(f"sqlite:///{tmp_path}/other.db")
     assert [summary.sae.slug for summary in store.saes()] == ["unindexed", "demo"]
     store.close()
+
+
+def test_an_example_leads_to_its_whole_text_on_the_probe_page(client: TestClient, store: Store) -> None:
+    best = store.feature("demo", 0).examples[0]
+    page = client.get("/saes/demo/features/0?corpus=poems").text
+    address = f"/saes/demo/contexts/{best.context_id}/probe?feature=0&amp;corpus=poems"
+    assert address in page
+    answer = client.get(unescape(address), follow_redirects=False)
+    assert answer.status_code == 303
+    text = "".join(best.tokens[1 if store.index("demo").corpus.prepend_bos else 0 :])
+    assert answer.headers["location"] == url("/saes/demo/probe", text=text, feature=0, corpus="poems")
+    for unknown in ("/saes/demo/contexts/999999/probe", "/saes/nowhere/contexts/0/probe"):
+        assert client.get(unknown).status_code == 404
