@@ -83,6 +83,11 @@ def search_page(request: Request, store: StoreDep, query: SearchParams) -> Respo
 def _found(store: Store, query: SearchQuery) -> list[tuple[IndexInfo, Found]]:
     if not (query.q and query.q.strip()):
         return []
+    with store.at_one_moment() as now:
+        return _grouped(now, query)
+
+
+def _grouped(store: Store, query: SearchQuery) -> list[tuple[IndexInfo, Found]]:
     groups = []
     for summary in store.saes():
         if summary.indexes:

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -184,24 +185,40 @@ def _span(
 ) -> tuple[int, int] | None:
     """The first and last key that the density and the page before leave; None if there is none."""
 
-    def key(*conditions: Any, order: Sequence[Any] = ()) -> Any:
-        query = sa.select(feature_texts.c.search_id).join(features, _SAME_FEATURE)
-        return query.where(features.c.index_id == index_id, *conditions).order_by(*order).limit(1).scalar_subquery()
-
     first, end = store_search.search_ids(index_id)
-    keys = (features.c.density, features.c.feature_index)
-    at_least, at_most = asked.density(features.c.density)
-    bounds = (
-        key(*at_most, order=[key.desc() for key in keys]) if at_most else sa.literal(first),
-        key(*at_least, order=keys) if at_least else sa.literal(end),
-        sa.literal(None) if last is None else key(features.c.feature_index == last[1]),
-    )
-    low, high, before = connection.execute(sa.select(*bounds)).one()
+    given = {
+        "index_id": index_id, "first": first, "end": end, "least": asked.min_density, "most": asked.max_density,
+        "last": None if last is None else last[1],
+    }  # fmt: skip
+    query = _span_query(asked.alive, asked.min_density is not None, asked.max_density is not None, last is not None)
+    low, high, before = connection.execute(query, given).one()
     if low is None or high is None:
         return None
     if before is not None:
         low, high = (max(low, before + 1), high) if asked.falls else (low, min(high, before - 1))
     return low, high
+
+
+@lru_cache(maxsize=16)
+def _span_query(alive: bool, has_least: bool, has_most: bool, has_last: bool) -> sa.Select[Any]:
+    """The query of `_span`. Made once: to put it together costs SQLAlchemy more than to run it."""
+
+    def key(*conditions: Any, order: Sequence[Any] = ()) -> Any:
+        query = sa.select(feature_texts.c.search_id).join(features, _SAME_FEATURE)
+        its = features.c.index_id == sa.bindparam("index_id")
+        return query.where(its, *conditions).order_by(*order).limit(1).scalar_subquery()
+
+    def given(name: str) -> Any:
+        return sa.bindparam(name, type_=feature_texts.c.search_id.type)
+
+    density, number = features.c.density, features.c.feature_index
+    at_least = ([density > 0] if alive else []) + ([density >= sa.bindparam("least")] if has_least else [])
+    at_most = [density <= sa.bindparam("most")] if has_most else []
+    return sa.select(
+        key(*at_most, order=[density.desc(), number.desc()]) if at_most else given("first"),
+        key(*at_least, order=[density, number]) if at_least else given("end"),
+        key(number == sa.bindparam("last")) if has_last else sa.null(),
+    )
 
 
 _SAME_FEATURE = sa.and_(
