@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sae_core.config import HOOKS, IndexConfig
 from sae_core.corpus import iter_documents
+from sae_core.errors import ConfigError
 from sae_core.evaluate import Subject, context_size, load_subject
 from sae_core.formats.hook_points import split
 from sae_core.metrics import RunningReconstruction
@@ -133,4 +134,13 @@ def _elsewhere(subject: Subject, contexts: list[TokenContext]) -> Iterator[tuple
     places += [(near, hook) for near in (layer - 1, layer + 1) if 0 <= near < subject.model.info.n_layers]
     for at, kind in places:
         name = f"blocks.{at}.hook_{kind}"
+        if _width(subject, name) != subject.sae.d_in:
+            continue
         yield f"hook point (--layer {at} --hook {kind})", _acts(subject, contexts, name, name)
+
+
+def _width(subject: Subject, hook_name: str) -> int | None:
+    try:
+        return subject.model.width(hook_name)
+    except ConfigError:
+        return None  # this architecture has no such hook point
