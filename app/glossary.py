@@ -330,6 +330,11 @@ TERMS: dict[str, Term] = {
         "vectors that the SAE reads, which are neurons of nothing in a residual stream, or their principal components "
         "(pca); either sign a feature, as many active on a token as in the SAE beside it.",
     ),
+    "similarity": Term(
+        name="similarity",
+        meaning="The cosine of two labels' vectors, as an embedding model gives them: 1 for the same text. What is "
+        "high depends on the model; compare within one search.",
+    ),
     "label_precision": Term(name="precision", meaning="Of the texts for which the label says yes, the share that are."),
     "label_recall": Term(name="recall", meaning="Of the texts where yes is right, the share for which it says yes."),
     "unparsed": Term(

@@ -34,6 +34,7 @@ from app.causal import steer, why
 from app.causal.steer_report import SteerCache
 from app.deps import check_run
 from app.error_pages import add_error_pages
+from app.explain import meaning
 from app.explain.background import Background
 from app.explain.routes import router as explain_router
 from app.inference import Inference, ModelWorker
@@ -88,6 +89,7 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     for module in (probe_page, probe_share, texts_page, search, feature_files, maps, lists, embeds, unfurls, lists_api):
         app.include_router(module.router)
     app.include_router(explain_router)
+    app.include_router(meaning.router)
     app.include_router(api.router)
     app.include_router(probe_share.api)
     app.include_router(texts_page.api)

@@ -134,6 +134,12 @@ class LanguageModel:
         with self.reading((hook_name,)) as read:
             return read(token_ids, attention_mask)[0].float()
 
+    @torch.inference_mode()
+    def hidden_states(self, token_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """What the last block gives behind the final norm (B, T, d_model), float32, for ids and mask (B, T)."""
+        states: Tensor = self.module.base_model(input_ids=token_ids, attention_mask=attention_mask)[0]
+        return states.float()
+
     def can_continue(self, hook_name: str, n_tokens: int) -> bool:
         """Whether `continued` may be used for a text of so many tokens: each sees all before it, from layer 0 on."""
         config = self.module.config.get_text_config()

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from sae_core.access_records import VISIBILITIES, Viewer, Visibility
 from sae_core.causal.records import SavedSteering
 from sae_core.errors import ConfigError, NotFoundError
-from sae_core.explain.records import LabelScore, PackedSample, ReplacedLabel, ScoreRow
+from sae_core.explain.records import EmbeddingModel, LabelScore, LabelVectors, PackedSample, ReplacedLabel, ScoreRow
 from sae_core.records import (
     Feature,
     FeatureDetail,
@@ -62,6 +62,7 @@ from sae_core.store_lists import (
     update_note,
 )
 from sae_core.store_maps import label_texts_of, map_of, neighbours_of, upsert_map
+from sae_core.store_meaning import insert_vectors, missing_texts, ranked, start_vectors, vectors_of
 from sae_core.store_pages import Asked, Sort, cursor_after, feature_number, matching_numbers, page_rows
 from sae_core.store_probes import insert_probe, newest_probes, probe_of, remove_probe
 from sae_core.store_reads import (
@@ -211,6 +212,18 @@ class Store:
         with self._database.writing() as connection:
             index = index_row_of(connection, slug, corpus=corpus)
             upsert_scores(connection, scores, index_id=index["index_id"])
+
+    def start_label_vectors(self, slug: str, model: EmbeddingModel) -> None:
+        """From now on the labels' vectors are of this model; those of another one, or of another revision, go."""
+        with self._database.writing() as connection:
+            start_vectors(connection, model, sae_id=sae_row_of(connection, slug)["sae_id"])
+
+    def add_label_vectors(
+        self, slug: str, model: EmbeddingModel, texts: Mapping[int, str], vectors: Sequence[bytes]
+    ) -> int:
+        """Vectors of labels by feature, in the same order; returns how many are still of what the feature is called."""
+        with self._database.writing() as connection:
+            return insert_vectors(connection, model, texts, vectors, sae_id=sae_row_of(connection, slug)["sae_id"])
 
     def add_map(self, slug: str, made: FeatureMap) -> None:
         """Replaces the SAE's map."""
@@ -460,6 +473,40 @@ class Store:
                 items=self._listed(connection, shown, index=index),
                 next=cursor_after(shown[-1], sort=sort) if len(rows) > limit else None,
             )
+
+    def label_vectors(self, slug: str) -> LabelVectors | None:
+        """What is known of the labels' vectors; None where none were made."""
+        with self._database.reading() as connection:
+            return vectors_of(connection, sae_row_of(connection, slug)["sae_id"])
+
+    def labels_without_vectors(self, slug: str, *, limit: int | None = None) -> dict[int, str]:
+        """What features are called whose label has no vector, or has another one than its vector's."""
+        with self._database.reading() as connection:
+            return missing_texts(connection, sae_row_of(connection, slug)["sae_id"], limit=limit)
+
+    def features_by_meaning(
+        self,
+        slug: str,
+        query: bytes,
+        *,
+        corpus: str | None = None,
+        min_density: float | None = None,
+        max_density: float | None = None,
+        min_confidence: float | None = None,
+        alive: bool = True,
+        limit: int = 50,
+    ) -> tuple[tuple[FeatureRow, float], ...]:
+        """The features whose labels are nearest to a vector (float16, as the labels'), with their cosines."""
+        asked = Asked(
+            sort="-density", q=None, within=None, min_density=min_density, max_density=max_density,
+            min_confidence=min_confidence, alive=alive, after=None, limit=limit,
+        )  # fmt: skip
+        with self._database.reading() as connection:
+            index = index_row_of(connection, slug, corpus=corpus)
+            found = ranked(connection, query, asked, index_id=index["index_id"], sae_id=index["sae_id"])
+            rows = feature_rows_of(connection, index["index_id"], [number for number, _ in found])
+            by_number = {row.feature.feature_index: row for row in self._listed(connection, rows, index=index)}
+            return tuple((by_number[number], cosine) for number, cosine in found)
 
     def feature_points(self, slug: str, *, corpus: str | None = None) -> list[FeaturePoint]:
         """All features, by feature index."""
