@@ -7,6 +7,7 @@ from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Resp
 
 from app import charts, provenance
 from app.changes import author_of
+from app.declared import declared_statistics
 from app.deps import (
     CorpusParams,
     FeatureIndex,
@@ -76,6 +77,7 @@ def sae_page(
         cosines=charts.cosine_chart(cosines) if cosines else None,
         train_command=provenance.train_command(summary.sae),
         index_command=provenance.index_command(index) if index and summary.sae.weights_path else None,
+        declared=declared_statistics(summary.sae),
         settings_rows=provenance.settings_rows(summary.sae.config), has_run=has_run(settings.home, slug),
         like=like, plots=plots(like) if like else (),
         own=own_corpora(summary, index) if index else None,
