@@ -16,6 +16,8 @@ from starlette.concurrency import run_in_threadpool
 
 from app.deps import CorpusQuery, InferenceDep, Name, SettingsDep, Share, Slug, StoreDep
 from app.examples import list_rows
+from app.explain.background import Background
+from app.explain.routes import BackgroundDep
 from app.inference import EmbedJob, Inference
 from app.leaving import while_wanted
 from app.rendering import page, url
@@ -62,22 +64,24 @@ class Nearest:
 
 @router.get("/api/saes/{slug}/meaning", summary="Features whose labels mean something like a query")
 async def meaning(
-    request: Request, store: StoreDep, inference: InferenceDep, settings: SettingsDep, slug: Slug, query: MeaningParams
-) -> Nearest:
-    return await while_wanted(request, _nearest(request.app.state.store, store, inference, settings, slug, query))
+    request: Request, store: StoreDep, background: BackgroundDep, inference: InferenceDep, settings: SettingsDep,
+    slug: Slug, query: MeaningParams,
+) -> Nearest:  # fmt: skip
+    return await while_wanted(request, _nearest(store, background, inference, settings, slug, query))
 
 
 @router.get("/saes/{slug}/meaning", include_in_schema=False, response_class=HTMLResponse)
 async def meaning_page(
-    request: Request, store: StoreDep, inference: InferenceDep, settings: SettingsDep, slug: Slug, query: MeaningParams
-) -> Response:
+    request: Request, store: StoreDep, background: BackgroundDep, inference: InferenceDep, settings: SettingsDep,
+    slug: Slug, query: MeaningParams,
+) -> Response:  # fmt: skip
     index = await run_in_threadpool(store.index, slug, corpus=query.corpus)
     vectors = await run_in_threadpool(store.label_vectors, slug)
     found, problem, status = None, None, 200
     values: dict[str, object] = {}
     if query.q and query.q.strip() and vectors:
         try:
-            found = await meaning(request, store, inference, settings, slug, query)
+            found = await meaning(request, store, background, inference, settings, slug, query)
         except SaescopeError as error:
             problem, status = str(error), error.http_status
     if not (query.q and vectors):
@@ -94,9 +98,8 @@ async def meaning_page(
 
 
 async def _nearest(
-    own: Store, store: Store, inference: Inference, settings: Settings, slug: str, query: MeaningQuery
+    store: Store, background: Background, inference: Inference, settings: Settings, slug: str, query: MeaningQuery
 ) -> Nearest:
-    """`own` is the server's own store: vectors that it keeps are no change by whoever asks."""
     if not query.q or not query.q.strip():
         raise PromptError("There is nothing to look for: give words for what labels should mean.")
     vectors = await run_in_threadpool(store.label_vectors, slug)
@@ -107,7 +110,7 @@ async def _nearest(
         missing = await run_in_threadpool(store.labels_without_vectors, slug, limit=MENDED)
     found = await inference.answer(EmbedJob(model=vectors.model, texts=(query.q, *missing.values())))
     if missing:
-        await run_in_threadpool(own.add_label_vectors, slug, vectors.model, missing, found.vectors[1:])
+        await run_in_threadpool(background.keep_vectors, slug, found, missing, found.vectors[1:])
         vectors = await run_in_threadpool(store.label_vectors, slug) or vectors
     asked = query.model_dump(exclude={"q"})
     items = await run_in_threadpool(store.features_by_meaning, slug, found.vectors[0], **asked)
