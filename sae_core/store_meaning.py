@@ -4,7 +4,8 @@ A vector (float16, of unit length) is that of the label by which its feature is 
 and is made anew by whoever searches next, or by `saescope label --embed`; so no vector ever stands for another text.
 All vectors of an SAE are of one model and revision, which stand in `label_embeddings`.
 
-A search compares the query with every vector, block by block: exact, and 77 MB read for 100,000 labels of 384 numbers.
+A search compares the query with every vector, block by block: exact, and for 100,000 labels of 384 numbers 77 MB to
+read and 1.5 CPU seconds.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
