@@ -38,6 +38,7 @@ from app.explain import meaning
 from app.explain.background import Background
 from app.explain.routes import router as explain_router
 from app.inference import Inference, ModelWorker
+from app.kept import Kept
 from app.matches import MatchCache
 from app.observe import health
 from app.observe.metrics import Metrics
@@ -80,7 +81,8 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.state.steerings = SteerCache()
     app.state.metrics = Metrics()
     app.state.templates = make_environment(version=version, read_only=settings.read_only)
-    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
+    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=3)  # half the time of 5, a tenth more
+    app.add_middleware(Kept, commits=app.state.store.commits)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, seconds=settings.body_timeout)
     app.add_middleware(RateLimit, a_minute=settings.rate_limit if settings.needs_login else 0)
     app.add_middleware(Gate, settings=settings)

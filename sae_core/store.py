@@ -67,10 +67,12 @@ from sae_core.store_pages import Asked, Sort, cursor_after, feature_number, matc
 from sae_core.store_probes import insert_probe, newest_probes, probe_of, remove_probe
 from sae_core.store_reads import (
     INDEXES,
+    INDEXES_OF,
     NEIGHBOURS_OF,
     SAES,
     VOCABULARY_OF,
     all_labels_of,
+    context_text_of,
     examples_of,
     feature_records_of,
     feature_rows_of,
@@ -125,6 +127,15 @@ class Store:
         other._database = self._database.on_behalf_of(viewer)
         return other
 
+    @contextmanager
+    def at_one_moment(self) -> Iterator[Self]:
+        """The same store, whose reads until the end of the block are of one moment and cost one transaction. It is not
+        to leave its thread; what is written meanwhile, by itself too, is not seen."""
+        with self._database.at_one_moment() as database:
+            other = copy.copy(self)
+            other._database = database
+            yield other
+
     @property
     def accounts(self) -> Accounts:
         """Tokens, sessions, and the audit trail."""
@@ -132,6 +143,10 @@ class Store:
 
     def close(self) -> None:
         self._database.close()
+
+    def commits(self) -> int | None:
+        """A number that is another one after every commit, by whatever process; None on PostgreSQL, which has none."""
+        return self._database.commits()
 
     def is_current(self) -> bool:
         """Whether the database's tables are those of this version. Raises StoreError if it does not answer."""
@@ -397,7 +412,7 @@ class Store:
     def sae(self, slug: str) -> SAESummary:
         with self._database.reading() as connection:
             row = sae_row_of(connection, slug)
-            its_indexes = connection.execute(INDEXES.where(saes.c.sae_id == row["sae_id"])).mappings()
+            its_indexes = connection.execute(INDEXES_OF, {"slug": row["slug"]}).mappings()
             return SAESummary(
                 sae=sae_record(row), indexes=tuple(map(index_record, its_indexes)), visibility=row["visibility"]
             )
@@ -427,6 +442,12 @@ class Store:
                 following=following,
                 labels=all_labels_of(connection, index["sae_id"], feature_index),
             )
+
+    def context_text(self, slug: str, context_id: int, *, corpus: str | None = None) -> str:
+        """The text of a context that an example of this index points at."""
+        with self._database.reading() as connection:
+            index = index_row_of(connection, slug, corpus=corpus)
+            return context_text_of(connection, index, context_id, vocabulary=self._vocabulary(connection, index))
 
     def features(
         self,
