@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 from app import charts, provenance
+from app.causal.kept import kept_views
 from app.changes import author_of
 from app.deps import (
     CorpusParams,
@@ -51,7 +52,10 @@ def home(request: Request, store: StoreDep, settings: SettingsDep, all_runs: Run
     saes = sorted(store.saes(), key=lambda summary: not summary.indexes)  # those that can be browsed come first
     shared = [probe for probe in store.probes(limit=SHARED_ON_HOME) if not probe.problem]
     lists = store.lists()[:RECENT_LISTS]
-    return page(request, "home.html", saes=saes, runs=runs, shared=shared, lists=lists, json_url="/api/saes")
+    return page(
+        request, "home.html", saes=saes, runs=runs, shared=shared, lists=lists, kept=kept_views(store),
+        json_url="/api/saes",
+    )  # fmt: skip
 
 
 @router.get("/saes")

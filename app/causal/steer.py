@@ -1,4 +1,4 @@
-"""The page Steer, its stream of events, its twin, and the links under which steerings are stored.
+"""The page Steer, its stream of events, its twin, and how a steering is stored (`kept` is where it is seen then).
 
 Nothing but the model's own work happens when an address is opened: only storing changes anything, and goes through
 `app.changes`.
@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import parse_qs, urlencode
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
+from app.causal.kept import REPORT, StoredSteering, kept_views, stored
 from app.causal.steer_report import (
     SteerCache,
     SteerPlan,
@@ -34,16 +35,14 @@ from app.changes import Fields, Writable, author_of, seen_at
 from app.deps import InferenceDep, PointsDep, SettingsDep, Slug, StoreDep
 from app.leaving import while_wanted
 from app.rendering import page, url
-from sae_core.causal.records import MAX_PUSHES, SavedSteering, Steering, SteerStart
-from sae_core.errors import NotFoundError, SaescopeError
+from sae_core.causal.records import MAX_PUSHES, Steering, SteerStart
+from sae_core.errors import SaescopeError
 from sae_core.store import Store
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 api = APIRouter(prefix="/api")
 
 SteerParams = Annotated[SteerQuery, Query()]
-SteeringId = Annotated[str, Path(max_length=40, description="as in the steering's address")]
-REPORT: TypeAdapter[SteerReport] = TypeAdapter(SteerReport)
 
 
 def get_cache(request: Request) -> SteerCache:
@@ -52,17 +51,6 @@ def get_cache(request: Request) -> SteerCache:
 
 
 CacheDep = Annotated[SteerCache, Depends(get_cache)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredSteering:
-    """A steering under its link; `query` brings the same page again."""
-
-    steering_id: str
-    author: str
-    created_at: str
-    query: str
-    report: SteerReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +95,7 @@ async def steer_page(
         request, "steer.html", status_code=status, summary=summary, slug=slug, corpus=query.corpus, query=query,
         has_index=bool(summary.indexes), features=features, n_lines=max(1, min(len(features) + 1, MAX_PUSHES)),
         most=settings.steer_tokens, max_tokens=settings.max_prompt_tokens, here=here, author=author_of(request),
-        address=request.url.query, **values,
+        address=request.url.query, kept=await run_in_threadpool(kept_views, store, slug=slug), **values,
     )  # fmt: skip
 
 
@@ -122,18 +110,6 @@ async def store_from_page(
     report = await while_wanted(request, steer_report(inference, cache, plan, max_seconds=settings.steer_seconds))
     steering_id = await run_in_threadpool(_stored, store, report, query, author)
     return seen_at(f"/s/{steering_id}", author=author)
-
-
-@router.get("/s/{steering_id}")
-def stored_page(request: Request, store: StoreDep, steering_id: SteeringId) -> Response:
-    saved = store.steering(steering_id)
-    report = REPORT.validate_python(saved.report)
-    problem = _changed_since(store, saved)
-    return page(
-        request, "steering.html", saved=saved, slug=saved.slug, report=report, view=steer_view(report), corpus=None,
-        has_index=problem is None, links=problem is None, problem=problem,
-        again=f"/saes/{saved.slug}/steer?{saved.query}",
-    )  # fmt: skip
 
 
 @api.get("/saes/{slug}/steer", summary="What the model writes while features are pushed")
@@ -153,15 +129,6 @@ async def steer_and_store(
     report = await steered(request, store, inference, points, settings, cache, slug, query)
     steering_id = await run_in_threadpool(_stored, store, report, query, author)
     return await run_in_threadpool(stored, store, steering_id)
-
-
-@api.get("/s/{steering_id}", summary="A stored steering: what was asked, and what the model wrote")
-def stored(store: StoreDep, steering_id: SteeringId) -> StoredSteering:
-    saved = store.steering(steering_id)
-    return StoredSteering(
-        steering_id=saved.steering_id, author=saved.author, created_at=saved.created_at.isoformat(),
-        query=saved.query, report=REPORT.validate_python(saved.report),
-    )  # fmt: skip
 
 
 @api.get(
@@ -226,14 +193,3 @@ def _address_of(query: SteerQuery) -> str:
 def _stored(store: Store, report: SteerReport, query: SteerQuery, author: str) -> str:
     as_json: dict[str, object] = REPORT.dump_python(report, mode="json")
     return store.add_steering(report.slug, query=_address_of(query), report=as_json, author=author)
-
-
-def _changed_since(store: Store, saved: SavedSteering) -> str | None:
-    """Why the SAE of a stored steering is not there, or is another one now."""
-    try:
-        summary = store.sae(saved.slug)
-    except NotFoundError:
-        return f'The SAE "{saved.slug}" has been deleted since; what was written stays.'
-    if summary.sae.created_at != saved.sae_created_at:
-        return f'The SAE "{saved.slug}" has been replaced since: its features are others now.'
-    return None

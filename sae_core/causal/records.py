@@ -209,3 +209,14 @@ class SavedSteering:
     created_at: datetime
     query: str
     report: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SteeringSummary:
+    """A steering that was stored, without what came of it."""
+
+    steering_id: str
+    slug: str
+    author: str
+    created_at: datetime
+    query: str
