@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,6 +23,7 @@ from app.causal.steer_report import (
     SteerPlan,
     SteerQuery,
     SteerReport,
+    address_of,
     column_title,
     planned,
     reported,
@@ -167,29 +168,13 @@ async def _planned(store: Store, points: PointsDep, slug: str, query: SteerQuery
 def _query_of(text: str) -> SteerQuery:
     """What the address of a page asks for; refused in the same words as there."""
     given = parse_qs(text, keep_blank_values=True, max_num_fields=100)
-    lists = ("feature", "strength", "mode")
+    lists = ("feature", "strength", "mode", "turn")
     try:
         return SteerQuery.model_validate({name: v if name in lists else v[-1] for name, v in given.items()})
     except ValidationError as error:
         raise RequestValidationError([{**one, "loc": ("query", *one["loc"])} for one in error.errors()]) from None
 
 
-def _address_of(query: SteerQuery) -> str:
-    """The query of the page's address, without what goes without saying."""
-    given = query.model_dump(exclude_defaults=True)
-    if given.get("strip"):
-        given["strip"] = 1
-    if given.get("chat"):
-        given["chat"] = 1
-    lines = [i for i, feature_index in enumerate(query.feature) if feature_index is not None]
-    given |= {
-        name: [given[name][i] for i in lines if i < len(given[name])] for name in ("feature", "mode") if name in given
-    }
-    if "strength" in given:
-        given["strength"] = [1 if s is None else s for i, s in enumerate(given["strength"]) if i in lines]
-    return urlencode(given, doseq=True)
-
-
 def _stored(store: Store, report: SteerReport, query: SteerQuery, author: str) -> str:
     as_json: dict[str, object] = REPORT.dump_python(report, mode="json")
-    return store.add_steering(report.slug, query=_address_of(query), report=as_json, author=author)
+    return store.add_steering(report.slug, query=address_of(query), report=as_json, author=author)

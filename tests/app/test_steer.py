@@ -1,10 +1,12 @@
 """The page Steer: what is asked of the worker, how it is shown and streamed, and what is kept under a link."""
 
+import dataclasses
 import json
 import re
 from collections.abc import AsyncIterator
 from html import unescape
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from fastapi import FastAPI
@@ -186,6 +188,28 @@ def test_a_steering_is_kept_by_json_too(client: TestClient) -> None:
     for address in ("/s/nope", "/api/s/nope"):
         missing = client.get(address)
         assert missing.status_code == 404 and "no such steering" in missing.text
+
+
+def test_a_chat_goes_on_from_the_answer_that_is_replied_to(client: TestClient, requests: list[SteerRequest]) -> None:
+    query = ASKED | {"chat": "1", "strength": "0.5", "corpus": "stories", "seed": "3"}
+    page = client.get(STEER, params=query).text
+    replies = [unescape(href) for href in re.findall(r'<a href="([^"]*)">Reply to this', page)]
+    assert len(replies) == 3 and "Reply to this" not in client.get(STEER, params=ASKED).text
+    answer = client.get(f"/api{STEER}", params=query).json()["steering"]["columns"][1]["text"]
+    asking = client.get(replies[1]).text  # shows the conversation, and asks the model nothing
+    turns = re.findall(r'<textarea name="turn"[^>]*>\n?(.*?)</textarea>', asking, re.DOTALL)
+    assert [unescape(said) for said in turns] == ["the king", answer]
+    assert len(requests) == 2
+    again = client.get(f"{replies[1]}&prompt=why&turn=&turn=+")  # an exchange that was emptied is none
+    assert requests[-1] == dataclasses.replace(requests[0], prompt="why", turns=("the king", answer))
+    third = unescape(re.findall(r'<a href="([^"]*)">Reply to this', again.text)[0])
+    assert parse_qs(urlsplit(third).query)["turn"][:3] == ["the king", answer, "why"]
+    kept = client.post(STEER, data={"query": urlsplit(f"{replies[1]}&prompt=why").query})
+    assert kept.url.path.startswith("/s/") and written(kept.text) == written(again.text)
+    stored = client.get(f"/api{kept.url.path}").json()
+    assert stored["report"]["steering"]["request"]["turns"] == ["the king", answer]
+    refused = client.get(STEER, params=query | {"turn": "hello"})
+    assert refused.status_code == 422 and "followed by the model" in unescape(refused.text)
 
 
 def test_kept_steerings_are_listed_and_deleted(tmp_path: Path, prober: FakeProber) -> None:
