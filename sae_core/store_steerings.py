@@ -46,11 +46,14 @@ def saved_steering(connection: sa.Connection, steering_id: str) -> SavedSteering
 def newest_steerings(connection: sa.Connection, *, slug: str | None, limit: int) -> list[SteeringSummary]:
     """The newest, of one SAE or of all that are listed for the viewer; of those that are gone, all."""
     columns = (steerings.c[field.name] for field in fields(SteeringSummary))
-    shown = steerings.c.slug.not_in(unlisted_slugs(connection))
-    if slug is not None:  # whoever knows its name may see it, if it is not hidden
-        shown = (steerings.c.slug == clean_text(slug)) & steerings.c.slug.not_in(hidden_slugs(connection))
-    newest = sa.select(*columns).where(shown).order_by(steerings.c.created_at.desc(), steerings.c.steering_id)
-    return [SteeringSummary(**row) for row in connection.execute(newest.limit(limit)).mappings()]
+    query = sa.select(*columns).order_by(steerings.c.created_at.desc(), steerings.c.steering_id).limit(limit)
+    if slug is None:
+        query = query.where(steerings.c.slug.not_in(unlisted_slugs(connection)))
+    elif slug in hidden_slugs(connection):
+        return []
+    else:  # whoever knows its name may see those of an unlisted one
+        query = query.where(steerings.c.slug == clean_text(slug))
+    return [SteeringSummary(**row) for row in connection.execute(query).mappings()]
 
 
 def remove_steering(connection: sa.Connection, steering_id: str) -> None:

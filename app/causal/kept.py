@@ -15,6 +15,7 @@ from app.deps import Name, StoreDep
 from app.rendering import page
 from sae_core.causal.records import SavedSteering, SteeringSummary
 from sae_core.errors import NotFoundError
+from sae_core.records import SAESummary
 from sae_core.store import Store
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
@@ -66,10 +67,11 @@ def kept_views(store: Store, *, slug: str | None = None) -> list[KeptView]:
 def stored_page(request: Request, store: StoreDep, steering_id: SteeringId) -> Response:
     saved = store.steering(steering_id)
     report = REPORT.validate_python(saved.report)
-    problem = _changed_since(store, saved)
+    summary, problem = _sae_now(store, saved)
+    has_index = summary is not None and bool(summary.indexes)
     return page(
         request, "steering.html", saved=saved, slug=saved.slug, report=report, view=steer_view(report), corpus=None,
-        has_index=problem is None, links=problem is None, problem=problem,
+        has_index=has_index, is_there=summary is not None, problem=problem,
         again=f"/saes/{saved.slug}/steer?{saved.query}",
     )  # fmt: skip
 
@@ -109,12 +111,12 @@ def _view(summary: SteeringSummary) -> KeptView:
     )  # fmt: skip
 
 
-def _changed_since(store: Store, saved: SavedSteering) -> str | None:
-    """Why the SAE of a stored steering is not there, or is another one now."""
+def _sae_now(store: Store, saved: SavedSteering) -> tuple[SAESummary | None, str | None]:
+    """The SAE that was steered with; where it is not there, or is another one now, None and why."""
     try:
         summary = store.sae(saved.slug)
     except NotFoundError:
-        return f'The SAE "{saved.slug}" has been deleted since; what was written stays.'
+        return None, f'The SAE "{saved.slug}" has been deleted since; what was written stays.'
     if summary.sae.created_at != saved.sae_created_at:
-        return f'The SAE "{saved.slug}" has been replaced since: its features are others now.'
-    return None
+        return None, f'The SAE "{saved.slug}" has been replaced since: its features are others now.'
+    return summary, None
