@@ -5,12 +5,12 @@ store: labels; density and maximum ───────┴──> ProbeReport �
                                                    └──> ProbeView (`probe_views`) ──> the page
 """
 
+import asyncio
 import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-
-from starlette.concurrency import run_in_threadpool
 
 from app.deps import ProbeSort, clean_text
 from app.inference import Inference, ProbeJob
@@ -21,6 +21,8 @@ from sae_core.records import FeaturePoint, IndexInfo, ProbeResult, ProbeToken, P
 from sae_core.store import Store
 
 TOP_K, TOP_FEATURES = 10, 50
+# Reports are arithmetic in Python: several threads would only hand the interpreter's lock to and fro.
+_ONE_BY_ONE = ThreadPoolExecutor(1, thread_name_prefix="probe-report")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +125,9 @@ async def probe_report(
         raise InputError(f'The SAE "{sae.slug}" has no index, so densities are not known: leave max_density out.')
     prompt = Prompt(text=text, special=asked.special, session=asked.session)
     result = await inference.answer(ProbeJob(sae=sae, prompt=prompt))
-    return await run_in_threadpool(lambda: _report(result, store, points, index=index, asked=asked))
+    return await asyncio.get_running_loop().run_in_executor(
+        _ONE_BY_ONE, lambda: _report(result, store, points, index=index, asked=asked)
+    )
 
 
 def checked_text(text: str) -> str:
