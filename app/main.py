@@ -30,7 +30,7 @@ from app import (
 from app.access import pages as access_pages
 from app.access.gate import Gate
 from app.body_limit import BodyLimit
-from app.causal import steer, why
+from app.causal import kept, steer, why
 from app.causal.steer_report import SteerCache
 from app.deps import check_run
 from app.error_pages import add_error_pages
@@ -99,7 +99,7 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.include_router(compare.api)
     for router in (learn.router, learn.api, patterns.router):
         app.include_router(router)
-    for router in (why.router, why.api, steer.router, steer.api):
+    for router in (why.router, why.api, steer.router, steer.api, kept.router, kept.api):
         app.include_router(router)
     for router in (access_pages.router, access_pages.api, health.router):
         app.include_router(router)

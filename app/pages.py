@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 from app import charts, provenance
+from app.causal.kept import kept_views
 from app.changes import author_of
 from app.declared import declared_statistics
 from app.deps import (
@@ -56,8 +57,8 @@ def home(request: Request, store: StoreDep, settings: SettingsDep, all_runs: Run
     with store.at_one_moment() as now:
         saes = sorted(now.saes(), key=lambda summary: not summary.indexes)  # those that can be browsed come first
         shared = [probe for probe in now.probes(limit=SHARED_ON_HOME) if not probe.problem]
-        lists = now.lists()[:RECENT_LISTS]
-    return page(request, "home.html", saes=saes, runs=runs, shared=shared, lists=lists, json_url="/api/saes")
+        lists, kept = now.lists()[:RECENT_LISTS], kept_views(now)
+    return page(request, "home.html", saes=saes, runs=runs, shared=shared, lists=lists, kept=kept, json_url="/api/saes")
 
 
 @router.get("/saes")

@@ -19,7 +19,7 @@ from typing import Any, Self
 import sqlalchemy as sa
 
 from sae_core.access_records import VISIBILITIES, Viewer, Visibility
-from sae_core.causal.records import SavedSteering
+from sae_core.causal.records import SavedSteering, SteeringSummary
 from sae_core.errors import ConfigError, NotFoundError
 from sae_core.explain.records import EmbeddingModel, LabelScore, LabelVectors, PackedSample, ReplacedLabel, ScoreRow
 from sae_core.records import (
@@ -77,6 +77,7 @@ from sae_core.store_reads import (
     feature_records_of,
     feature_rows_of,
     index_row_of,
+    labels_as_text_of,
     labels_of,
     sae_row_of,
     unknown_feature,
@@ -88,7 +89,7 @@ from sae_core.store_rows import (
     vocabulary_record,
 )
 from sae_core.store_scores import sample_of, score_rows_of, scored_texts, scores_of, upsert_scores
-from sae_core.store_steerings import insert_steering, saved_steering
+from sae_core.store_steerings import insert_steering, newest_steerings, remove_steering, saved_steering
 from sae_core.store_viewer import hidden_slugs, is_listed
 from sae_core.store_writes import insert_index, remove_sae, upsert_sae
 
@@ -280,6 +281,16 @@ class Store:
     def steering(self, steering_id: str) -> SavedSteering:
         with self._database.reading() as connection:
             return saved_steering(connection, steering_id)
+
+    def steerings(self, *, slug: str | None = None, limit: int = 50) -> list[SteeringSummary]:
+        """The newest that were stored, of one SAE or of all."""
+        with self._database.reading() as connection:
+            return newest_steerings(connection, slug=slug, limit=limit)
+
+    def delete_steering(self, steering_id: str) -> None:
+        """Raises NotFoundError."""
+        with self._database.writing() as connection:
+            remove_steering(connection, steering_id)
 
     def add_list(self, *, title: str, description: str = "", author: str = "") -> str:
         """Returns the new list's id."""
@@ -584,6 +595,11 @@ class Store:
         """The labels of those of these features that have one."""
         with self._database.reading() as connection:
             return labels_of(connection, sae_row_of(connection, slug)["sae_id"], feature_indexes)
+
+    def labels_as_text(self, slug: str, feature_indexes: Collection[int]) -> dict[int, str]:
+        """What `labels` says, as texts alone: for hundreds of features at a time."""
+        with self._database.reading() as connection:
+            return labels_as_text_of(connection, sae_row_of(connection, slug)["sae_id"], feature_indexes)
 
     def labels_of_feature(self, slug: str, feature_index: int) -> tuple[Label, ...]:
         """All labels of a feature, the one that is shown first."""

@@ -37,6 +37,13 @@ def hidden_slugs(connection: sa.Connection) -> Collection[str]:
     return connection.scalars(sa.select(saes.c.slug).where(saes.c.visibility == "private")).all()
 
 
+def unlisted_slugs(connection: sa.Connection) -> Collection[str]:
+    """The SAEs that lists and searches leave out for the viewer."""
+    if not _is_limited(connection):
+        return ()
+    return connection.scalars(sa.select(saes.c.slug).where(saes.c.visibility != "public")).all()
+
+
 def note_write(connection: sa.Connection) -> None:
     """Within the transaction that it tells of, so that there is neither a write without its entry nor the reverse."""
     viewer = viewer_of(connection)
