@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Request
@@ -28,13 +28,15 @@ from app.deps import (
     Share,
     Slug,
     StoreDep,
+    as_seen,
     shown_pins,
 )
 from app.glossary import TERMS, Term
 from app.inference import PredictJob, WorkerState
 from app.leaving import while_wanted
 from app.probing import TOP_FEATURES, TOP_K, Asked, ProbeReport, checked_text, chosen_index, probe_report
-from app.runs import run_events, run_figures, short_detail
+from app.run_feed import RunFeeds
+from app.runs import run_figures, short_detail
 from sae_core.records import FeatureDetail, FeaturePage, Predictions, SAESummary
 from sae_core.runs import Run, RunDetail, read_run
 
@@ -156,8 +158,9 @@ def runs(all_runs: RunsDep) -> RunList:
 
 
 @router.get("/runs/{run_id}", summary="One run with its curves and the end of its log")
-def run(settings: SettingsDep, run_id: str) -> RunDetail:
-    return short_detail(settings.home, run_id)
+def run(request: Request, settings: SettingsDep, run_id: str) -> RunDetail:
+    detail = short_detail(settings.home, run_id)
+    return replace(detail, run=as_seen(request, detail.run))
 
 
 @router.get("/runs/{run_id}/charts", summary="A training run's curves as Plotly figures")
@@ -182,8 +185,9 @@ async def run_stream(
     run_id: Annotated[str, Depends(_known_run)],
     last_event_id: Annotated[str | None, Header(description="the id of the last event that was received")] = None,
 ) -> AsyncIterator[ServerSentEvent]:
+    feeds: RunFeeds = request.app.state.run_feeds
     stopping: asyncio.Event = request.app.state.stopping
-    async for event in run_events(settings.home, run_id, last_event_id=last_event_id, stopping=stopping):
+    async for event in feeds.events(settings.home, run_id, last_event_id=last_event_id, stopping=stopping):
         yield event
 
 

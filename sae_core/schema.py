@@ -33,7 +33,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0010"  # the newest file of migrations/versions
+REVISION = "0011"  # the newest file of migrations/versions
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -368,6 +368,15 @@ steerings = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("query", Text, nullable=False),  # of the page's address
     Column("report", JSON, nullable=False),
+)
+
+# SAEs that are deleted and were not public: what still bears their names (items of lists, shared probes, runs) stays as
+# hidden as they were, and a new SAE of such a name begins so.
+deleted_saes = Table(
+    "deleted_saes",
+    metadata,
+    Column("slug", Text, primary_key=True),
+    Column("visibility", Text, nullable=False),  # unlisted, private
 )
 
 # Who may come in: `store_access`. A token that was revoked stays, for those who read the audit trail.

@@ -17,7 +17,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from app import runs
+from app import run_feed, runs
 from app.server import Server
 from sae_core.errors import ConfigError
 from sae_core.progress import progress_bar, say
@@ -297,7 +297,7 @@ def test_a_listener_who_comes_back_gets_what_it_missed(
 def test_a_stream_goes_on_with_the_run_and_ends_with_it(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(run_feed, "LOOK_SECONDS", 0.05)
     seen: list[tuple[str, Any]] = []
     with training(tmp_path) as log, httpx.stream("GET", f"{address}/api/runs/demo/events", timeout=20) as response:
         lines = response.iter_lines()
