@@ -1,8 +1,9 @@
 """The streams of events that follow runs: one poller looks at a run's files each second, however many listen to it.
 
-What a poller finds is put into words and into JSON once and handed to all listeners of that run, so that a thousand of
-them cost the server what they are sent, and no thread. A stream ends by itself after a while, and a browser opens it
-again with the id of the last event that it has: so one whose token was revoked does not listen for ever.
+What a poller finds is put into words and into bytes once and handed to all listeners of that run, some at a time, so
+that a thousand of them cost the server what they are sent, no thread, and no page waits for all of them. A stream ends by
+itself after a while, and a browser opens it again with the id of the last event that it has: so one whose token was
+revoked does not listen for ever.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastapi.sse import ServerSentEvent
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from pydantic import TypeAdapter
 
 from app.runs import MOST_POINTS, NewPoints, RunTick, run_tick
@@ -20,7 +21,9 @@ from sae_core.runs import PointsReader, RunPoint, read_run, thinned
 
 LOOK_SECONDS = 1.0  # between two looks at a run that is at work
 STREAM_SECONDS = 300.0  # until a listener has to come through the gate again
+SILENCE_SECONDS = 15.0  # after which something is sent, so that who has gone is noticed, and no proxy gives up
 RETRY_MS = 2000  # until a browser opens again what ended
+WOKEN_AT_A_TIME = 25  # listeners; between them the server does what else there is
 
 _TICK, _POINTS = TypeAdapter(RunTick), TypeAdapter(NewPoints)
 
@@ -31,6 +34,7 @@ class _Look:
 
     tick: RunTick
     tick_json: str
+    tick_event: bytes
     starts: int
     taken_back: int
     n_points: int
@@ -44,7 +48,7 @@ class RunFeeds:
 
     async def events(
         self, home: Path, run_id: str, *, last_event_id: str | None, stopping: asyncio.Event
-    ) -> AsyncIterator[ServerSentEvent]:
+    ) -> AsyncIterator[bytes]:
         """A run as it goes on: `run` and `points` when something is new, `end` when it ends; then the stream is over.
 
         The id of an event counts the points sent so far, so that a listener who comes back gets those that it missed.
@@ -53,13 +57,14 @@ class RunFeeds:
         if followed is None:
             followed = self._followed[home, run_id] = _Followed(home, run_id)
             followed.task = asyncio.create_task(self._follow(followed, stopping))
-        followed.n_listeners += 1
+        woken = asyncio.Event()
+        followed.listeners.append(woken)
         try:
-            async for event in _told(followed, last_event_id=last_event_id):
-                yield event
+            async for events in _told(followed, woken, last_event_id=last_event_id):
+                yield events
         finally:
-            followed.n_listeners -= 1
-            if not followed.n_listeners and followed.task is not None:
+            followed.listeners.remove(woken)
+            if not followed.listeners and followed.task is not None:
                 self._forget(followed)
                 followed.task.cancel()
 
@@ -75,7 +80,8 @@ class RunFeeds:
         finally:
             self._forget(followed)
             followed.is_over = True
-            followed.changed.set()
+            for woken in followed.listeners:
+                woken.set()
 
     def _forget(self, followed: "_Followed") -> None:
         key = (followed.home, followed.run_id)
@@ -84,18 +90,17 @@ class RunFeeds:
 
 
 class _Followed:
-    """A run that is followed. `changed` is set when there is another `last` look, or none will come: `is_over`."""
+    """A run that is followed. `listeners` are woken when there is another `last` look, or none will come: `is_over`."""
 
     def __init__(self, home: Path, run_id: str) -> None:
         self.home, self.run_id = home, run_id
-        self.n_listeners = 0
+        self.listeners: list[asyncio.Event] = []
         self.task: asyncio.Task[None] | None = None
         self.last: _Look | None = None
         self.is_over = False
-        self.changed = asyncio.Event()
         self._reader = PointsReader(home, run_id)
         self._points: list[RunPoint] = []
-        self._points_json: dict[tuple[int, bool], str] = {}  # since the last look
+        self._events: dict[tuple[int, bool], bytes] = {}  # of points, since the last look
 
     async def look(self) -> _Look:
         """Looks, and tells those who listen if anything is new. Raises NotFoundError."""
@@ -104,17 +109,21 @@ class _Followed:
             if self.last is not None and found.taken_back != self.last.taken_back:
                 self._points = []
             self._points += new
-            self.last, self._points_json = found, {}
-            changed, self.changed = self.changed, asyncio.Event()
-            changed.set()
+            self.last, self._events = found, {}
+            for number, woken in enumerate(tuple(self.listeners), start=1):
+                woken.set()
+                if number % WOKEN_AT_A_TIME == 0:
+                    await asyncio.sleep(0)
         return found
 
-    def points_json(self, first: int, *, replaces: bool) -> str:
+    def points_event(self, now: _Look, first: int, *, replaces: bool) -> bytes:
         """The points from number `first` on, no more than a curve needs."""
-        if (first, replaces) not in self._points_json:
+        if (first, replaces) not in self._events:
             news = NewPoints(replaces=replaces, points=tuple(thinned(self._points[first:], MOST_POINTS)))
-            self._points_json[first, replaces] = _POINTS.dump_json(news).decode()
-        return self._points_json[first, replaces]
+            data = _POINTS.dump_json(news).decode()
+            event = format_sse_event(data_str=data, event="points", id=f"{now.starts}-{now.n_points}")
+            self._events[first, replaces] = event
+        return self._events[first, replaces]
 
     def _found(self) -> tuple[_Look, list[RunPoint]]:
         """And the points that are new."""
@@ -122,40 +131,46 @@ class _Followed:
         first, points = self._reader.new()  # after the run's state, so that one that has ended has all its points
         tick = run_tick(self.home, run, self._reader.last)
         taken_back = 0 if last is None else last.taken_back + (first < last.n_points)
-        is_same = last is not None and tick == last.tick
-        tick_json = last.tick_json if last is not None and is_same else _TICK.dump_json(tick).decode()
-        return _Look(tick, tick_json, run.starts, taken_back, first + len(points)), points
+        if last is not None and tick == last.tick:
+            data, event = last.tick_json, last.tick_event
+        else:
+            data = _TICK.dump_json(tick).decode()
+            event = format_sse_event(data_str=data, event="run")
+        return _Look(tick, data, event, run.starts, taken_back, first + len(points)), points
 
 
-async def _told(followed: _Followed, *, last_event_id: str | None) -> AsyncIterator[ServerSentEvent]:
-    """What one listener is told."""
+async def _told(followed: _Followed, woken: asyncio.Event, *, last_event_id: str | None) -> AsyncIterator[bytes]:
+    """What one listener is told, an event or more at a time."""
     told: _Look | None = None
     sent = 0
     ends = time.monotonic() + STREAM_SECONDS
     while True:
-        changed, now = followed.changed, followed.last
+        woken.clear()
+        now = followed.last
         if now is not None and now is not told:
             if told is None:
                 sent = _known(last_event_id, starts=now.starts, most=now.n_points)
                 replaces = sent == 0
             elif replaces := now.taken_back != told.taken_back:
                 sent = 0
-            if sent < now.n_points or replaces:
-                data = followed.points_json(sent, replaces=replaces)
-                sent = now.n_points
-                yield ServerSentEvent(raw_data=data, event="points", id=f"{now.starts}-{sent}")
-            if told is None or now.tick != told.tick:
-                yield ServerSentEvent(raw_data=now.tick_json, event="run", retry=RETRY_MS if told is None else None)
-            told = now
+            events = [followed.points_event(now, sent, replaces=replaces)] if sent < now.n_points or replaces else []
+            if told is None:
+                events.append(format_sse_event(data_str=now.tick_json, event="run", retry=RETRY_MS))
+            elif now.tick != told.tick:
+                events.append(now.tick_event)
             if now.tick.state != "running":
-                yield ServerSentEvent(data=now.tick.state, event="end")
+                yield b"".join([*events, format_sse_event(data_str=f'"{now.tick.state}"', event="end")])
                 return
-        if followed.is_over:
+            told, sent = now, now.n_points
+            if events:
+                yield b"".join(events)
+        if followed.is_over or time.monotonic() > ends:
             return
         try:
-            await asyncio.wait_for(changed.wait(), ends - time.monotonic())
+            async with asyncio.timeout(min(SILENCE_SECONDS, ends - time.monotonic())):
+                await woken.wait()
         except TimeoutError:
-            return
+            yield KEEPALIVE_COMMENT
 
 
 def _known(last_event_id: str | None, *, starts: int, most: int) -> int:

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -177,5 +176,11 @@ def test_a_stream_ends_so_that_its_listener_comes_through_the_gate_again(
 def test_what_stands_in_the_address_alone_is_under_the_root(filled: Store, tmp_path: Path) -> None:
     app = create_app(Settings(home=tmp_path, root_path="/lab"), store=filled, prober=FakeProber())
     with TestClient(app, follow_redirects=False) as client:
-        for path, status in (("/lab", 307), ("/lab/", 200), ("/lab/saes/demo", 200), ("/saes/demo", 200), ("/labs", 404)):
+        for path, status in (
+            ("/lab", 307),
+            ("/lab/", 200),
+            ("/lab/saes/demo", 200),
+            ("/saes/demo", 200),
+            ("/labs", 404),
+        ):
             assert client.get(path).status_code == status, path
