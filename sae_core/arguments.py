@@ -19,9 +19,10 @@ CORPUS_HELP = (
 
 def count(text: str) -> int:
     """A number of things as people write it: 500000, 500_000, 500k, 10M, 1.5B."""
-    match = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?)([kKmMbB]?)", text.strip())
+    match = re.fullmatch(r"((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9][0-9_]*)(?:\.[0-9]+)?)([kKmMbB]?)", text.strip())
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number; write 500000, 500k, 10M or 1B")
+        several = "; several are separated by blanks" if "," in text else ""
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number; write 500000, 500k, 10M or 1B{several}")
     factor = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}[match[2].lower()]
     return round(float(match[1].replace("_", "").replace(",", "")) * factor)
 

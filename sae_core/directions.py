@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sae_core import sparse_cpu
+
 _BLOCK_BYTES = 64 << 20  # of a product made at a time
 
 
@@ -17,8 +19,9 @@ def logit_attribution(W_dec: Tensor, W_U: Tensor, *, n: int) -> tuple[Tensor, Te
     parts = []
     for rows in torch.split(W_dec, max(1, _BLOCK_BYTES // (4 * W_U.shape[1]))):
         logits = rows @ W_U  # (rows, vocab)
-        promoted, suppressed = logits.topk(n, dim=1), logits.topk(n, dim=1, largest=False)
-        parts.append((promoted.indices, promoted.values, suppressed.indices, suppressed.values))
+        promoted_ids, promoted_weights = _largest(logits, n)
+        suppressed_ids, suppressed_weights = _largest(logits.neg_(), n)
+        parts.append((promoted_ids, promoted_weights, suppressed_ids, -suppressed_weights))
     promoted_ids, promoted_weights, suppressed_ids, suppressed_weights = (
         torch.cat(column) for column in zip(*parts, strict=True)
     )
@@ -36,10 +39,21 @@ def nearest_features(W_dec: Tensor, *, n: int) -> tuple[Tensor, Tensor]:
         cosine = rows @ unit.T  # (rows, d_sae)
         own = torch.arange(len(rows), device=rows.device)
         cosine[own, own + start] = -torch.inf
-        best = cosine.topk(n, dim=1)
-        indices.append(best.indices)
-        cosines.append(best.values)
+        best, values = _largest(cosine, n)
+        indices.append(best)
+        cosines.append(values)
     return torch.cat(indices), torch.cat(cosines)
+
+
+def _largest(rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Indexes and values (N, n) of the n largest of each row (N, width), largest first."""
+    if rows.device.type != "cpu":
+        best = rows.topk(n, dim=1)
+        return best.indices, best.values
+    indices, values = torch.empty(len(rows), n, dtype=torch.int64), torch.empty(len(rows), n, dtype=rows.dtype)
+    sparse_cpu.top_k(rows.detach(), torch.zeros(rows.shape[1], dtype=rows.dtype), n, indices, values)
+    order = values.argsort(dim=1, descending=True)
+    return indices.gather(1, order), values.gather(1, order)
 
 
 def encoder_decoder_cosine(W_enc: Tensor, W_dec: Tensor) -> Tensor:

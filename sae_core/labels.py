@@ -45,7 +45,7 @@ class Grounds(NamedTuple):
 
 def automatic_label(grounds: Grounds, *, dense_threshold: float, created_at: datetime) -> Label | None:
     """The label, or None if nothing can be said."""
-    words_on = _words(grounds.tokens_on)
+    words_on = _words(grounds.tokens_on, least=PARTLY_SHARE)
     found = (
         _dense(grounds, dense_threshold)
         or _token(words_on)
@@ -76,7 +76,7 @@ def _token(words: list[tuple[str, float]]) -> tuple[str, float] | None:
 
 
 def _neighbour(where: str, tokens: list[tuple[str, float]]) -> tuple[str, float] | None:
-    words = _words(tokens)
+    words = _words(tokens, least=NEIGHBOUR_SHARE)
     if not words or words[0][1] < NEIGHBOUR_SHARE:
         return None
     return f"{where} {_quoted(words[0][0])}", min(words[0][1], 1.0)
@@ -98,14 +98,24 @@ def _partly(words: list[tuple[str, float]]) -> tuple[str, float] | None:
 
 
 def _promotes(grounds: Grounds) -> tuple[str, float] | None:
-    words = _words([(token, 0.0) for token in grounds.promoted_tokens])
-    if not words or grounds.promoted_share is None:
+    if not grounds.promoted_tokens or grounds.promoted_share is None:
         return None
-    return "promotes " + ", ".join(_quoted(word) for word, _ in words[:SHOWN_PROMOTED]), grounds.promoted_share
+    spellings: dict[str, str] = {}
+    for token in grounds.promoted_tokens:
+        key, spelling = _word(token)
+        spellings.setdefault(key, spelling)
+        if len(spellings) == SHOWN_PROMOTED:
+            break
+    return "promotes " + ", ".join(map(_quoted, spellings.values())), grounds.promoted_share
 
 
-def _words(tokens: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    """The tokens as words, in order of their summed shares (equal ones as they came), the first spelling of each."""
+def _words(tokens: list[tuple[str, float]], *, least: float) -> list[tuple[str, float]]:
+    """The tokens as words, in order of their summed shares (equal ones as they came), the first spelling of each.
+
+    None where not even all of them together reach `least`, as is so of most features.
+    """
+    if sum(share for _, share in tokens) < least:
+        return []
     spellings: dict[str, str] = {}
     shares: dict[str, float] = {}
     for token, share in tokens:

@@ -10,7 +10,7 @@ import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import RowMapping
 
@@ -296,26 +296,42 @@ class PackedExample(NamedTuple):
     values: tuple[float, ...]  # its activations there
 
 
+_NARROWED = b"\xff\xff"  # in place of the count; rows of an older saescope begin with that, and have no widths
+_CODES: dict[int, Literal["B", "H", "I"]] = {1: "B", 2: "H", 4: "I"}  # of numbers so many bytes wide
+
+
 def examples_row(examples: PackedExamples, *, index_id: int) -> dict[str, Any]:
-    """`packed`: how many examples (uint16), then their columns, then the tokens on which the feature is active."""
-    columns = (getattr(examples, name) for name in _EXAMPLE_COLUMNS)
-    count = struct.pack("<H", len(examples.bands))
-    packed = b"".join((count, *columns, examples.active_positions, examples.active_values))
-    return {"index_id": index_id, "feature_index": int(examples.feature_index), "packed": packed}
+    """`packed`: a mark, how many examples (uint16), their columns, then the tokens on which the feature is active.
+
+    Whole numbers take as many bytes as the largest of their column needs; how many stands before it.
+    """
+    parts = [_NARROWED, struct.pack("<H", len(examples.bands))]
+    for name, code in _EXAMPLE_COLUMNS.items():
+        column = getattr(examples, name)
+        parts += [column] if code in "Bf" else _narrowed(column, struct.calcsize(code))
+    parts += [*_narrowed(examples.active_positions, 2), examples.active_values]
+    return {"index_id": index_id, "feature_index": int(examples.feature_index), "packed": b"".join(parts)}
 
 
 def unpacked_examples(feature_index: int, packed: bytes, *, n_top: int | None = None) -> list[PackedExample]:
     """The examples of a row, by band and rank; with `n_top` only the first so many of the top band."""
-    (n,) = struct.unpack_from("<H", packed)
-    n_shown = n if n_top is None else min(n_top, packed.count(TOP_BAND, 2, 2 + n))  # bands come first
-    start = 2
+    is_narrowed = packed.startswith(_NARROWED)
+    start = len(_NARROWED) * is_narrowed
+    (n,) = struct.unpack_from("<H", packed, start)
+    start += 2
+    n_shown = n if n_top is None else min(n_top, packed.count(TOP_BAND, start, start + n))  # bands come first
     columns = []
     for code in _EXAMPLE_COLUMNS.values():
+        if is_narrowed and code not in "Bf":
+            code, start = _CODES[packed[start]], start + 1
         columns.append(struct.unpack_from(f"<{n_shown}{code}", packed, start))
         start += n * struct.calcsize(code)
-    n_active, n_values = sum(columns[-1]), (len(packed) - start) // 4
-    positions = struct.unpack_from(f"<{n_active}H", packed, start)
-    values = struct.unpack_from(f"<{n_active}e", packed, start + 2 * n_values)
+    code = "H"  # of the positions, which float16 values follow
+    if is_narrowed:
+        code, start = _CODES[packed[start]], start + 1
+    n_active, n_values = sum(columns[-1]), (len(packed) - start) // (struct.calcsize(code) + 2)
+    positions = struct.unpack_from(f"<{n_active}{code}", packed, start)
+    values = struct.unpack_from(f"<{n_active}e", packed, start + n_values * struct.calcsize(code))
     found: list[PackedExample] = []
     first = 0
     for band, context_id, position, activation, copies, length in zip(*columns, strict=True):
@@ -328,6 +344,17 @@ def unpacked_examples(feature_index: int, packed: bytes, *, n_top: int | None = 
             )
         )
     return found
+
+
+def _narrowed(column: bytes, width: int) -> list[bytes]:
+    """How many bytes the largest of these numbers needs, in one byte, and all of them that wide."""
+    while width > 1:
+        halves = memoryview(column).cast(_CODES[width // 2])  # low, high, low, high
+        high = halves[1::2].tobytes()
+        if high.count(0) < len(high):
+            break
+        column, width = halves[::2].tobytes(), width // 2
+    return [bytes([width]), column]
 
 
 def example_record(example: PackedExample, context: RowMapping, *, vocabulary: Vocabulary) -> Example:

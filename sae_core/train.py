@@ -17,6 +17,7 @@ trains on several GPUs or machines (`ranks`).
 import argparse
 import dataclasses
 import math
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -86,7 +87,7 @@ def train_together(configs: dict[str, TrainConfig], *, runs: Path, shard: str = 
         closing(_Source(list(pending.values()), device, runs=runs, ranks=ranks)) as source,
     ):
         trainees = [_Run(folders[slug], _trainee(own, source.info, device, ranks)) for slug, own in pending.items()]
-        with stop_request() as stop:
+        with _said_plainly(ranks), stop_request() as stop:
             _run(trainees, source, stop=stop, ranks=ranks, log=log)
         if not all(run.trainee.is_done for run in trainees):
             log.stop()
@@ -306,6 +307,7 @@ def _out_of_memory() -> OutOfMemoryError:
 
 
 def _rank_lost() -> RanksError:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which torchrun sends to those that are left: the reason comes first
     return RanksError(
         "Another process of this job ended or cannot be reached, so this one stops too; start the same command again, "
         "it goes on from the last checkpoint."

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from sae_core.store import Store
-from tests.factories import make_store
+from tests.factories import make_empty_store, make_store
 
 KINDS = ["sqlite", "postgresql"]
 # Read when torch, tokenizers and the hub's client are imported, which no conftest does: tiny models are fastest on one
@@ -80,7 +80,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 @pytest.fixture
 def store(database_url: str) -> Iterator[Store]:
     """An open store with nothing in it."""
-    store = Store.open(database_url)
+    store = make_empty_store(database_url)
     yield store
     store.close()
 

@@ -1,5 +1,6 @@
 """The command line as a user meets it: real processes where it matters, a sentence and an exit code for each error."""
 
+import argparse
 import json
 import os
 import signal
@@ -197,10 +198,16 @@ def test_help_reads_on_its_own(command: list[str], capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
-    ("text", "number"), [("10M", 10_000_000), ("500k", 500_000), ("1.5B", 1_500_000_000), ("1_000", 1000), ("7", 7)]
+    ("text", "number"),
+    [("10M", 10_000_000), ("500k", 500_000), ("1.5B", 1_500_000_000), ("1_000", 1000), ("1,000,000", 10**6), ("7", 7)],
 )
 def test_counts_are_read_as_people_write_them(text: str, number: int) -> None:
     assert cli.count(text) == number
+
+
+def test_a_list_with_commas_is_no_number() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="several are separated by blanks"):
+        cli.count("8,16")
 
 
 def test_a_count_that_is_none_is_refused(model_folder: Path, corpus: Path) -> None:

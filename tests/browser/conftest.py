@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from app.main import create_app
 from app.server import Server
@@ -21,6 +21,8 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+PATIENCE = 60_000  # milliseconds: a busy machine takes its time to load Plotly and to answer
+expect.set_options(timeout=PATIENCE)
 SYSTEM_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -109,7 +111,7 @@ def _watched(page: Page, server: str, *, allowed: str | None = None) -> Iterator
         if not request.url.startswith((server, "data:", "blob:")):
             problems.append(request.url)
 
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(PATIENCE)
     page.on("console", note_message)
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("request", note_request)

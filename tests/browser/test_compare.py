@@ -27,7 +27,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def compared(browser: Browser, address: str) -> Iterator[Page]:
     opened = browser.new_page(base_url=address, viewport={"width": 1280, "height": 900})
     problems: list[str] = []
-    opened.set_default_timeout(15_000)
+    opened.set_default_timeout(60_000)
     opened.on("pageerror", lambda error: problems.append(str(error)))
     opened.on("console", lambda m: problems.append(m.text) if m.type == "error" and "404" not in m.text else None)
     yield opened

@@ -70,7 +70,7 @@ UNLABELLED = """() => [...document.querySelectorAll("input:not([type=hidden]), s
 def themed(request: pytest.FixtureRequest, browser: Browser, server: str) -> Iterator[Page]:
     """A page as narrow as phones are."""
     opened = browser.new_page(base_url=server, color_scheme=request.param, viewport={"width": 360, "height": 740})
-    opened.set_default_timeout(15_000)
+    opened.set_default_timeout(60_000)
     yield opened
     opened.close()
 

@@ -20,9 +20,7 @@ pytestmark = pytest.mark.browser
 def own_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(run_log, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(runs, "LOOK_SECONDS", 0.1)
-    expect.set_options(timeout=15_000)  # a busy machine takes its time to load Plotly and to answer
     yield
-    expect.set_options(timeout=5_000)
     for folder in ("runs", "indexes"):
         shutil.rmtree(home / folder, ignore_errors=True)
 

@@ -873,7 +873,7 @@ def test_search_finds_what_a_slow_reading_of_the_texts_finds(demo_store: Store, 
         n_found += len(expected)
         if within is None:
             assert bool(expected) == (q in SEARCHES), q
-        for sort, limit in (("index", 7), ("-max", 100), ("-density", 11), ("density", 13)):
+        for sort, limit in (("index", 30), ("-max", 100), ("-density", 40), ("density", 50)):
             found = walk(demo_store, q=q, within=within, sort=sort, corpus="stories", limit=limit)
             numbers = [row.feature.feature_index for row in found]
             assert sorted(numbers) == expected, (q, sort)
@@ -889,7 +889,7 @@ def test_search_within_a_range_of_densities(demo_store: Store) -> None:
         low, high = everyone[2 * len(everyone) // 3].density, everyone[len(everyone) // 3].density
         for sort in SORTS:
             for arguments in ({"min_density": low}, {"max_density": high}, {"min_density": low, "max_density": high}):
-                found = walk(demo_store, q=q, sort=sort, limit=5, **arguments)
+                found = walk(demo_store, q=q, sort=sort, limit=20, **arguments)
                 expected = [
                     f.feature_index
                     for f in everyone

@@ -116,9 +116,11 @@ def _json_values(answer: str) -> Iterator[Any]:
     while match := re.compile(r"[{\[]").search(answer, at):
         try:
             found, at = decoder.raw_decode(answer, match.start())
-        except (ValueError, RecursionError):
+        except ValueError:
             at = match.start() + 1
             continue
+        except RecursionError:  # a thousand brackets within each other are no answer, and take long to look into
+            return
         yield found
 
 
