@@ -1,8 +1,8 @@
 """The streams of events that follow runs: one poller looks at a run's files each second, however many listen to it.
 
 What a poller finds is put into words and into bytes once and handed to all listeners of that run, some at a time, so
-that a thousand of them cost the server what they are sent, no thread, and no page waits for all of them. A stream ends by
-itself after a while, and a browser opens it again with the id of the last event that it has: so one whose token was
+that a thousand of them cost the server what they are sent, no thread, and no page waits for all of them. A stream ends
+by itself after a while, and a browser opens it again with the id of the last event that it has: so one whose token was
 revoked does not listen for ever.
 """
 

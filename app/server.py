@@ -83,7 +83,7 @@ def files_problem(settings: Settings) -> str | None:
 
 class ImpatientProtocol(H11Protocol):
     """HTTP as uvicorn speaks it, which by itself would wait for ever for the rest of a request's head: so a client that
-    sends none within `head_seconds` is left, and cannot take the place of others. h11 also bounds how long a head is."""
+    sends none within `head_seconds` is left, and cannot take the place of others. How long a head is, h11 bounds."""
 
     head_seconds = 30.0
 
@@ -123,7 +123,8 @@ class Server(uvicorn.Server):
         protocol = type("Protocol", (ImpatientProtocol,), {"head_seconds": settings.body_timeout})
         super().__init__(
             uvicorn.Config(
-                app, http=protocol, proxy_headers=settings.needs_login or settings.insecure, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=3, server_header=False,
+                app, http=protocol, proxy_headers=settings.needs_login or settings.insecure, log_config=None,
+                access_log=False, lifespan="on", timeout_graceful_shutdown=3, server_header=False,
                 forwarded_allow_ips=settings.trusted_proxies, limit_concurrency=settings.max_connections,
             )
         )  # fmt: skip

@@ -38,7 +38,7 @@ class Metrics:
         self.in_flight = 0
 
     def began(self, request: Request, status: int, seconds: float) -> None:
-        """Counts an answer that begins. Routes, not addresses, and known methods, so that what is counted is bounded."""
+        """Counts an answer that begins. By route, not by address, and known methods, so that this stays bounded."""
         route = getattr(request.scope.get("route"), "path", None) or _other(request)
         method = request.method if request.method in METHODS else "other"
         with self._lock:
