@@ -84,7 +84,7 @@ lock: .venv/.installed-dev ## Pin what is installed in requirements.lock, and li
 
 .PHONY: audit
 audit: .venv/.installed-dev ## Look for known weaknesses in the pinned packages (needs the network)
-	@$(python) -m pip install -q pip-audit && $(python) -m pip_audit -r requirements.lock --disable-pip --no-deps
+	@$(python) .ci/audit.py
 
 .PHONY: clean
 clean: ## Remove .venv and what tools left behind; your runs and databases stay
