@@ -40,7 +40,7 @@ def run_delete(
     for sentence in sentences(found):
         print(sentence)
     for folder in found.folders:
-        print(f"{'Deleted' if arguments.files else 'Stays'}: {folder.path} ({folder.n_bytes / 1e6:.1f} MB)")
+        print(f"{'Goes' if arguments.files else 'Stays'}: {folder.path} ({folder.n_bytes / 1e6:.1f} MB)")
     if not arguments.yes and not _confirms(found.slug, asks):
         print("Nothing was deleted.")
         return 1

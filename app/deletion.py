@@ -84,7 +84,7 @@ def sentences(found: Deletion) -> Iterator[str]:
     contents = found.contents
     human = f" ({count(contents.n_human_labels)} written by people)" if contents.n_human_labels else ""
     yield (
-        f"Deleted for good: {_counted(contents.n_indexes, 'index', 'indexes')} with features and examples, "
+        f"Goes for good: {_counted(contents.n_indexes, 'index', 'indexes')} with features and examples, "
         f"{_counted(contents.n_labels, 'label', 'labels')}{human}, scores and map."
     )
     left = [

@@ -72,7 +72,8 @@ class RunFeeds:
         try:
             while not stopping.is_set() and (await followed.look()).tick.state == "running":
                 try:
-                    await asyncio.wait_for(stopping.wait(), LOOK_SECONDS)
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await stopping.wait()
                 except TimeoutError:
                     continue
         except NotFoundError:  # its folder was deleted
