@@ -21,6 +21,7 @@ from app.deps import (
     SettingsDep,
     Slug,
     StoreDep,
+    as_seen,
 )
 from app.ends import ends
 from app.examples import example_groups, list_rows, unfurled
@@ -188,7 +189,8 @@ def run_page(
     request: Request, store: StoreDep, settings: SettingsDep, run_id: str, follow: Annotated[bool, Query()] = False
 ) -> Response:
     view = run_view(store, settings.home, run_id)
-    return page(request, "run.html", view=view, run=view.news.run, follow=follow, json_url=url(f"/api/runs/{run_id}"))
+    run = as_seen(request, view.news.run)
+    return page(request, "run.html", view=view, run=run, follow=follow, json_url=url(f"/api/runs/{run_id}"))
 
 
 @router.get("/glossary", dependencies=[Keeps])

@@ -37,6 +37,7 @@ from sae_core.records import (
     ListItem,
     ListSummary,
     Neighbours,
+    SAEContents,
     SAEInfo,
     SAESummary,
     SharedProbe,
@@ -90,8 +91,8 @@ from sae_core.store_rows import (
 )
 from sae_core.store_scores import sample_of, score_rows_of, scored_texts, scores_of, upsert_scores
 from sae_core.store_steerings import insert_steering, newest_steerings, remove_steering, saved_steering
-from sae_core.store_viewer import hidden_slugs, is_listed
-from sae_core.store_writes import insert_index, remove_sae, upsert_sae
+from sae_core.store_viewer import is_listed, visibilities
+from sae_core.store_writes import contents_of, delete_sae, insert_index, upsert_sae
 
 CACHED_VOCABULARIES = 4  # about 10 MB each
 EXAMPLES_IN_LISTS = 2
@@ -190,8 +191,14 @@ class Store:
             return merge_labels(connection, labels, sae_id=sae_id, d_sae=sae.d_sae)
 
     def delete_sae(self, slug: str) -> None:
+        """With its indexes, labels, scores and map. Items of lists, shared probes and steerings stay, and say so."""
         with self._database.writing() as connection:
-            remove_sae(connection, sae_row_of(connection, slug)["sae_id"])
+            delete_sae(connection, sae_row_of(connection, slug))
+
+    def sae_contents(self, slug: str) -> SAEContents:
+        """What `delete_sae` would remove."""
+        with self._database.reading() as connection:
+            return contents_of(connection, sae_row_of(connection, slug))
 
     def set_visibility(self, slug: str, visibility: Visibility) -> None:
         """Who finds this SAE: everybody, those who have its address, or only those who see everything."""
@@ -405,7 +412,7 @@ class Store:
         """All SAEs that the viewer may know of, newest first."""
         with self._database.reading() as connection:
             found = connection.execute(SAES.order_by(saes.c.created_at.desc(), saes.c.slug)).mappings()
-            rows = [row for row in found if is_listed(connection, row)]
+            rows = [row for row in found if is_listed(connection, row["visibility"])]
             by_slug: dict[str, list[IndexInfo]] = {row["slug"]: [] for row in rows}
             for row in connection.execute(INDEXES).mappings():
                 if row["slug"] in by_slug:
@@ -415,10 +422,10 @@ class Store:
                 for row in rows
             ]
 
-    def hidden_slugs(self) -> frozenset[str]:
-        """The SAEs that are not there for the viewer: what else bears their names is not for them either."""
+    def visibilities(self) -> dict[str, Visibility]:
+        """Who finds each SAE, for what else bears its name; the deleted that not everybody found are there too."""
         with self._database.reading() as connection:
-            return frozenset(hidden_slugs(connection))
+            return visibilities(connection)
 
     def sae(self, slug: str) -> SAESummary:
         with self._database.reading() as connection:

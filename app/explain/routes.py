@@ -72,7 +72,7 @@ async def explain(
     store: StoreDep, background: BackgroundDep, slug: Slug, feature_index: FeatureIndex, asked: Explain
 ) -> Work:
     store.feature(slug, feature_index, corpus=asked.corpus)  # an unknown feature is an error here
-    return background.start(slug, feature_index, asked.corpus, by=asked.by)
+    return background.start(store, slug, feature_index, asked.corpus, by=asked.by)
 
 
 @router.post("/saes/{slug}/features/{feature_index}/explain", include_in_schema=False, dependencies=[Writable])
