@@ -1,12 +1,11 @@
 """The JSON twins: the same facts as the pages, as records. Lists are `{"items": […], "next": cursor or null}`."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Request
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
@@ -28,6 +27,7 @@ from app.deps import (
     Share,
     Slug,
     StoreDep,
+    as_seen,
     shown_pins,
 )
 from app.glossary import TERMS, Term
@@ -35,7 +35,8 @@ from app.inference import PredictJob, WorkerState
 from app.kept import Keeps
 from app.leaving import while_wanted
 from app.probing import TOP_FEATURES, TOP_K, Asked, ProbeReport, checked_text, chosen_index, probe_report
-from app.runs import run_events, run_figures, short_detail
+from app.run_feed import RunFeeds
+from app.runs import run_figures, short_detail
 from sae_core.records import FeatureDetail, FeaturePage, Predictions, SAESummary
 from sae_core.runs import Run, RunDetail, read_run
 
@@ -157,8 +158,9 @@ def runs(all_runs: RunsDep) -> RunList:
 
 
 @router.get("/runs/{run_id}", summary="One run with its curves and the end of its log")
-def run(settings: SettingsDep, run_id: str) -> RunDetail:
-    return short_detail(settings.home, run_id)
+def run(request: Request, settings: SettingsDep, run_id: str) -> RunDetail:
+    detail = short_detail(settings.home, run_id)
+    return replace(detail, run=as_seen(request, detail.run))
 
 
 @router.get("/runs/{run_id}/charts", summary="A training run's curves as Plotly figures")
@@ -175,17 +177,20 @@ def _known_run(settings: SettingsDep, run_id: str) -> str:
 @router.get(
     "/runs/{run_id}/events",
     summary="A run as it goes on, as server-sent events: points, run, and end when it ends",
-    response_class=EventSourceResponse,
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {}}}},
 )
 async def run_stream(
     request: Request,
     settings: SettingsDep,
     run_id: Annotated[str, Depends(_known_run)],
     last_event_id: Annotated[str | None, Header(description="the id of the last event that was received")] = None,
-) -> AsyncIterator[ServerSentEvent]:
+) -> StreamingResponse:
+    feeds: RunFeeds = request.app.state.run_feeds
     stopping: asyncio.Event = request.app.state.stopping
-    async for event in run_events(settings.home, run_id, last_event_id=last_event_id, stopping=stopping):
-        yield event
+    events = feeds.events(settings.home, run_id, last_event_id=last_event_id, stopping=stopping)
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the second: for nginx
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
 @router.get("/glossary", summary="What the words mean")

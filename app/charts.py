@@ -168,7 +168,12 @@ def token_sparkline(
 
 def density_chart(points: Sequence[FeaturePoint], *, width: float = 560, height: float = 150) -> BarChart:
     """How many features have which density; dead ones are left out and counted elsewhere."""
-    counts = density_histogram(point.density for point in points).counts
+    return densities_chart([point.density for point in points], width=width, height=height)
+
+
+def densities_chart(densities: Sequence[float], *, width: float = 560, height: float = 150) -> BarChart:
+    """The same of densities alone."""
+    counts = density_histogram(densities).counts
     top = max(counts) or 1
     each = width / len(counts)
     bars = [

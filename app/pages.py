@@ -6,7 +6,9 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 from app import charts, provenance
+from app.causal.kept import kept_views
 from app.changes import author_of
+from app.declared import declared_statistics
 from app.deps import (
     CorpusParams,
     FeatureIndex,
@@ -19,6 +21,7 @@ from app.deps import (
     SettingsDep,
     Slug,
     StoreDep,
+    as_seen,
 )
 from app.ends import ends
 from app.examples import example_groups, list_rows, unfurled
@@ -55,8 +58,8 @@ def home(request: Request, store: StoreDep, settings: SettingsDep, all_runs: Run
     with store.at_one_moment() as now:
         saes = sorted(now.saes(), key=lambda summary: not summary.indexes)  # those that can be browsed come first
         shared = [probe for probe in now.probes(limit=SHARED_ON_HOME) if not probe.problem]
-        lists = now.lists()[:RECENT_LISTS]
-    return page(request, "home.html", saes=saes, runs=runs, shared=shared, lists=lists, json_url="/api/saes")
+        lists, kept = now.lists()[:RECENT_LISTS], kept_views(now)
+    return page(request, "home.html", saes=saes, runs=runs, shared=shared, lists=lists, kept=kept, json_url="/api/saes")
 
 
 @router.get("/saes")
@@ -83,6 +86,7 @@ def sae_page(
         cosines=charts.cosine_chart(cosines) if cosines else None,
         train_command=provenance.train_command(summary.sae),
         index_command=provenance.index_command(index) if index and summary.sae.weights_path else None,
+        declared=declared_statistics(summary.sae),
         settings_rows=provenance.settings_rows(summary.sae.config), has_run=trained,
         like=like, plots=plots(like) if like else (),
         own=own_corpora(summary, index) if index else None,
@@ -185,7 +189,8 @@ def run_page(
     request: Request, store: StoreDep, settings: SettingsDep, run_id: str, follow: Annotated[bool, Query()] = False
 ) -> Response:
     view = run_view(store, settings.home, run_id)
-    return page(request, "run.html", view=view, run=view.news.run, follow=follow, json_url=url(f"/api/runs/{run_id}"))
+    run = as_seen(request, view.news.run)
+    return page(request, "run.html", view=view, run=run, follow=follow, json_url=url(f"/api/runs/{run_id}"))
 
 
 @router.get("/glossary", dependencies=[Keeps])

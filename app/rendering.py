@@ -79,8 +79,9 @@ def rendered(request: Request, template: str, **values: object) -> str:
 
 
 def path_of(request: Request) -> str:
-    """The path within the dashboard, wherever a proxy has put that."""
-    path, root = request.url.path, str(request.scope.get("root_path", ""))
+    """The path within the dashboard, wherever a proxy has put that: the one by which routes are chosen, whatever the
+    request's Host would make of it."""
+    path, root = str(request.scope["path"]), str(request.scope.get("root_path", ""))
     return path[len(root) :] or "/" if root and path.startswith(root + "/") else path
 
 

@@ -69,6 +69,8 @@ _FEATURES_OF = (
 )
 # Not in any order: to have them sorted, SQLite would read all of an SAE's labels from the index by score.
 _LABELS_OF = sa.select(labels).where(labels.c.sae_id == sa.bindparam("sae_id"), labels.c.feature_index.in_(_some))
+_LABEL_TEXTS_OF = _LABELS_OF.with_only_columns(labels.c.feature_index, labels.c.kind, labels.c.text)
+_RANKS = {kind: rank for rank, kind in enumerate(KINDS)}
 _EXAMPLES_OF = sa.select(examples.c.feature_index, examples.c.packed).where(
     examples.c.index_id == sa.bindparam("index_id"), examples.c.feature_index.in_(_some)
 )
@@ -144,6 +146,16 @@ def labels_of(connection: sa.Connection, sae_id: int, feature_indexes: Collectio
             if known is None or KINDS.index(row["kind"]) < KINDS.index(known.kind):
                 found[row["feature_index"]] = label_record(row)
     return found
+
+
+def labels_as_text_of(connection: sa.Connection, sae_id: int, feature_indexes: Collection[int]) -> dict[int, str]:
+    """The same without all else that is known of a label."""
+    found: dict[int, tuple[int, str]] = {}
+    for some in _chunked(feature_indexes):
+        for feature_index, kind, text in connection.execute(_LABEL_TEXTS_OF, {"sae_id": sae_id, "some": some}):
+            ranked = _RANKS[kind], text
+            found[feature_index] = min(found.get(feature_index, ranked), ranked)
+    return {feature_index: text for feature_index, (_, text) in found.items()}
 
 
 def all_labels_of(connection: sa.Connection, sae_id: int, feature_index: int) -> tuple[Label, ...]:

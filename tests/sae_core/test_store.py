@@ -763,6 +763,8 @@ def test_lists_by_label_have_those_that_have_one(store: Store) -> None:
     }
     store.add_labels("demo", named)
     store.add_labels("demo", scored)
+    shown = {number: label.text for number, label in store.labels("demo", range(50)).items()}
+    assert store.labels_as_text("demo", range(50)) == shown and {"x", named[0].text} <= set(shown.values())
     alive = {row.feature.feature_index for row in walk(store)}
     by_label = [row.feature for row in walk(store, sort="label", limit=7)]
     assert {f.feature_index for f in by_label} == alive & (named.keys() | scored.keys())
