@@ -16,7 +16,7 @@ from sae_core.records import SharedProbe
 from sae_core.schema import probes, saes
 from sae_core.search_terms import clean_text
 from sae_core.store_lists import clean_author, random_id
-from sae_core.store_viewer import hidden_slugs, is_listed, visibilities
+from sae_core.store_viewer import hidden_slugs, unlisted_slugs
 
 MAX_CHARACTERS = 200_000  # of a shared text
 MAX_STATE = 4_000  # characters of its state as JSON
@@ -57,8 +57,7 @@ def probe_of(connection: sa.Connection, probe_id: str) -> SharedProbe:
 
 def newest_probes(connection: sa.Connection, *, limit: int) -> list[SharedProbe]:
     """The newest of SAEs that are listed for the viewer, or were before they were deleted."""
-    unlisted = [slug for slug, known in visibilities(connection).items() if not is_listed(connection, known)]
-    shown = probes.c.slug.not_in(unlisted)
+    shown = probes.c.slug.not_in(unlisted_slugs(connection))
     query = sa.select(probes).where(shown).order_by(probes.c.created_at.desc(), probes.c.probe_id).limit(limit)
     return _records(connection, connection.execute(query).mappings().all())
 

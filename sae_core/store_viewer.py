@@ -51,6 +51,13 @@ def visibilities(connection: sa.Connection) -> dict[str, Visibility]:
     return {row.slug: row.visibility for row in connection.execute(_ALL)}
 
 
+def unlisted_slugs(connection: sa.Connection) -> Collection[str]:
+    """The SAEs that lists and searches leave out for the viewer, the deleted among them."""
+    if not _is_limited(connection):
+        return ()
+    return [slug for slug, known in visibilities(connection).items() if known != "public"]
+
+
 def note_write(connection: sa.Connection) -> None:
     """Within the transaction that it tells of, so that there is neither a write without its entry nor the reverse."""
     viewer = viewer_of(connection)

@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from sae_core import store_search
+from sae_core import store_meaning, store_search
 from sae_core.access_records import Visibility
 from sae_core.digests import Digest
 from sae_core.labels import AUTHOR, KIND
@@ -137,7 +137,10 @@ def insert_index(connection: sa.Connection, records: IndexRecords, *, sae_id: in
     row = index_row(records.info, sae_id=sae_id, corpus_id=corpus_id)
     index_id = _inserted_id(connection, indexes, row)
     token_ids = _inserted_contexts(connection, records.contexts, corpus_id=corpus_id)
-    texts = _inserted_features(connection, records.features, sae_id=sae_id, index_id=index_id, vocabulary=vocabulary)
+    with store_meaning.following(connection, sae_id):  # labels too are made anew
+        texts = _inserted_features(
+            connection, records.features, sae_id=sae_id, index_id=index_id, vocabulary=vocabulary
+        )
     sums = _inserted_examples(connection, records.examples, texts, token_ids, sae_id=sae_id, index_id=index_id)
     connection.execute(sa.update(indexes).where(indexes.c.index_id == index_id).values(sums))
     if records.sample is not None:

@@ -4,6 +4,7 @@ A feature at a time for each of them; a language model is asked by the same code
 """
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
@@ -14,6 +15,7 @@ from sae_core.errors import BusyError, SaescopeError
 from sae_core.explain.bench import Bench, pattern_scores
 from sae_core.explain.client import Client
 from sae_core.explain.job import Labelling
+from sae_core.explain.records import Embedded
 from sae_core.store import Store
 
 MOST_AT_ONCE = 8  # features that are being labelled; one more is answered with 503
@@ -36,8 +38,10 @@ class Work:
 class Background:
     """The labelling that goes on in this server."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, store: Store) -> None:
+        """`store`: nobody's, for what no one is said to have written (`keep_vectors`)."""
         self._settings = settings
+        self._store = store
         self._works: dict[Key, Work] = {}
         self._tasks: dict[Key, asyncio.Task[None]] = {}
 
@@ -65,6 +69,10 @@ class Background:
         task = self._tasks[key] = asyncio.create_task(self._run(store, key, by))
         task.add_done_callback(lambda _: self._tasks.pop(key, None))
         return work
+
+    def keep_vectors(self, slug: str, made: Embedded, texts: Mapping[int, str], vectors: Sequence[bytes]) -> None:
+        """Vectors of labels that a search made on its way: nothing that whoever searched has changed."""
+        self._store.add_label_vectors(slug, made.model, texts, vectors)
 
     async def close(self) -> None:
         tasks = list(self._tasks.values())
