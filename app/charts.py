@@ -139,11 +139,11 @@ def sparkline(histogram: Histogram, *, width: int = 72, height: int = 20, bars: 
     top = max(counts, default=0)
     if top == 0:
         return ""
-    each = width / len(counts)
+    each, tallest = width / len(counts), math.log1p(top)
     parts = []
     for i, n in enumerate(counts):
         if n:
-            tall = max(1.0, height * math.log1p(n) / math.log1p(top))
+            tall = max(1.0, height * math.log1p(n) / tallest)
             parts.append(f"M{i * each:.1f} {height}v-{tall:.1f}h{each - 0.5:.1f}v{tall:.1f}z")
     return "".join(parts)
 

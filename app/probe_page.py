@@ -135,7 +135,7 @@ async def probed(
     pins = query.shown_pins
     asked = Asked(
         text=query.text, pins=pins, sort=query.sort, corpus=query.corpus, max_density=query.max_density,
-        special=query.special, session=session,
+        special=query.special, session=session, top_k=1, chosen=query.token,
     )  # fmt: skip
     besides = [await run_in_threadpool(store.sae, checked_slug(slug)) for slug in query.beside]
     for other in besides:
@@ -148,7 +148,7 @@ async def probed(
         *(
             probe_report(
                 store, inference, points=points, summary=other,
-                asked=Asked(text=query.text, special=query.special, session=session),
+                asked=Asked(text=query.text, special=query.special, session=session, top_k=1),
             )
             for other in besides
         ),

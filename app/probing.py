@@ -5,11 +5,12 @@ store: labels; density and maximum ───────┴──> ProbeReport �
                                                    └──> ProbeView (`probe_views`) ──> the page
 """
 
+import asyncio
 import math
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-
-from starlette.concurrency import run_in_threadpool
 
 from app.deps import ProbeSort, clean_text
 from app.inference import Inference, ProbeJob
@@ -20,6 +21,8 @@ from sae_core.records import FeaturePoint, IndexInfo, ProbeResult, ProbeToken, P
 from sae_core.store import Store
 
 TOP_K, TOP_FEATURES = 10, 50
+# Reports are arithmetic in Python: several threads would only hand the interpreter's lock to and fro.
+_ONE_BY_ONE = ThreadPoolExecutor(1, thread_name_prefix="probe-report")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +85,14 @@ class ProbeReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What is wanted of a text's features. Filters come before ranking; `pins` are in the answer wherever they rank."""
+    """What is wanted of a text's features. Filters come before ranking; `pins` are in the answer wherever they rank.
+
+    `chosen` is a token of which `TOP_K` features are wanted, where `top_k` asks for fewer of each.
+    """
 
     text: str
     top_k: int = TOP_K
+    chosen: int | None = None
     top_features: int = TOP_FEATURES
     pins: tuple[int, ...] = ()
     sort: ProbeSort = "strength"
@@ -101,10 +108,7 @@ class _Trace:
 
     feature_index: int
     activations: Mapping[int, float]
-
-    @property
-    def max_activation(self) -> float:
-        return max(self.activations.values(), default=0.0)
+    max_activation: float
 
 
 async def probe_report(
@@ -121,7 +125,9 @@ async def probe_report(
         raise InputError(f'The SAE "{sae.slug}" has no index, so densities are not known: leave max_density out.')
     prompt = Prompt(text=text, special=asked.special, session=asked.session)
     result = await inference.answer(ProbeJob(sae=sae, prompt=prompt))
-    return await run_in_threadpool(lambda: _report(result, store, points, index=index, asked=asked))
+    return await asyncio.get_running_loop().run_in_executor(
+        _ONE_BY_ONE, lambda: _report(result, store, points, index=index, asked=asked)
+    )
 
 
 def checked_text(text: str) -> str:
@@ -142,6 +148,16 @@ def chosen_index(summary: SAESummary, *, corpus: str | None) -> IndexInfo | None
     raise NotFoundError(f'The SAE "{summary.sae.slug}" is not indexed on a corpus "{corpus}".')
 
 
+def indexed(summary: SAESummary, *, corpus: str | None) -> IndexInfo:
+    """The same of an SAE of which there must be one."""
+    index = chosen_index(summary, corpus=corpus)
+    if index is None:
+        raise NotFoundError(
+            f'The SAE "{summary.sae.slug}" is not indexed yet; run `saescope index {summary.sae.slug} --corpus …`.'
+        )
+    return index
+
+
 def _report(
     result: ProbeResult, store: Store, points: PointsCache, *, index: IndexInfo | None, asked: Asked
 ) -> ProbeReport:
@@ -154,15 +170,16 @@ def _report(
     traces = _traces(tokens, asked.pins)
     traces.sort(key=lambda trace: _rank(trace, known.get(trace.feature_index), sort=asked.sort))
     shown = [t for i, t in enumerate(traces) if i < asked.top_features or t.feature_index in asked.pins]
-    named = {i for token in tokens for i in token.feature_indexes[: asked.top_k]}.union(t.feature_index for t in shown)
-    texts = {i: label.text for i, label in store.labels(result.slug, named).items()}
+    counts = [max(asked.top_k, TOP_K if position == asked.chosen else 0) for position in range(len(tokens))]
+    named = {i for token, n in zip(tokens, counts, strict=True) for i in token.feature_indexes[:n]}
+    texts = store.labels_as_text(result.slug, named.union(trace.feature_index for trace in shown))
     return ProbeReport(
         slug=result.slug,
         text=result.text,
         seconds=result.seconds,
         sort=asked.sort,
         n_features=sum(bool(trace.activations) for trace in traces),
-        tokens=tuple(_report_token(token, top_k=asked.top_k, labels=texts, known=known) for token in tokens),
+        tokens=tuple(_report_token(t, top_k=n, labels=texts, known=known) for t, n in zip(tokens, counts, strict=True)),
         features=tuple(_report_feature(t, n_tokens=len(tokens), labels=texts, known=known) for t in shown),
     )
 
@@ -182,13 +199,16 @@ def _filtered(token: ProbeToken, wanted: Collection[int] | None) -> ProbeToken:
 
 def _traces(tokens: Sequence[ProbeToken], pins: Collection[int]) -> list[_Trace]:
     """One for each feature that is active on any token, and for each pinned one."""
-    active: dict[int, dict[int, float]] = {}
+    active: defaultdict[int, dict[int, float]] = defaultdict(dict)
     for position, token in enumerate(tokens):
         for feature_index, activation in zip(token.feature_indexes, token.activations, strict=True):
-            active.setdefault(feature_index, {})[position] = activation
+            active[feature_index][position] = activation
     for pin in pins:
         active.setdefault(pin, {})
-    return [_Trace(feature_index=i, activations=found) for i, found in active.items()]
+    return [
+        _Trace(feature_index=i, activations=found, max_activation=max(found.values(), default=0.0))
+        for i, found in active.items()
+    ]
 
 
 def _rank(trace: _Trace, known: FeaturePoint | None, *, sort: ProbeSort) -> tuple[float, float, int]:

@@ -389,6 +389,15 @@ steerings = Table(
     Column("report", JSON, nullable=False),
 )
 
+# SAEs that are deleted and were not public: what still bears their names (items of lists, shared probes, runs) stays as
+# hidden as they were, and a new SAE of such a name begins so.
+deleted_saes = Table(
+    "deleted_saes",
+    metadata,
+    Column("slug", Text, primary_key=True),
+    Column("visibility", Text, nullable=False),  # unlisted, private
+)
+
 # Who may come in: `store_access`. A token that was revoked stays, for those who read the audit trail.
 tokens = Table(
     "tokens",

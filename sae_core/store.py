@@ -19,7 +19,7 @@ from typing import Any, Self
 import sqlalchemy as sa
 
 from sae_core.access_records import VISIBILITIES, Viewer, Visibility
-from sae_core.causal.records import SavedSteering
+from sae_core.causal.records import SavedSteering, SteeringSummary
 from sae_core.errors import ConfigError, NotFoundError
 from sae_core.explain.records import EmbeddingModel, LabelScore, LabelVectors, PackedSample, ReplacedLabel, ScoreRow
 from sae_core.records import (
@@ -37,6 +37,7 @@ from sae_core.records import (
     ListItem,
     ListSummary,
     Neighbours,
+    SAEContents,
     SAEInfo,
     SAESummary,
     SharedProbe,
@@ -67,14 +68,17 @@ from sae_core.store_pages import Asked, Sort, cursor_after, feature_number, matc
 from sae_core.store_probes import insert_probe, newest_probes, probe_of, remove_probe
 from sae_core.store_reads import (
     INDEXES,
+    INDEXES_OF,
     NEIGHBOURS_OF,
     SAES,
     VOCABULARY_OF,
     all_labels_of,
+    context_text_of,
     examples_of,
     feature_records_of,
     feature_rows_of,
     index_row_of,
+    labels_as_text_of,
     labels_of,
     sae_row_of,
     unknown_feature,
@@ -86,9 +90,9 @@ from sae_core.store_rows import (
     vocabulary_record,
 )
 from sae_core.store_scores import sample_of, score_rows_of, scored_texts, scores_of, upsert_scores
-from sae_core.store_steerings import insert_steering, saved_steering
-from sae_core.store_viewer import hidden_slugs, is_listed
-from sae_core.store_writes import insert_index, remove_sae, upsert_sae
+from sae_core.store_steerings import insert_steering, newest_steerings, remove_steering, saved_steering
+from sae_core.store_viewer import is_listed, visibilities
+from sae_core.store_writes import contents_of, delete_sae, insert_index, upsert_sae
 
 CACHED_VOCABULARIES = 4  # about 10 MB each
 EXAMPLES_IN_LISTS = 2
@@ -125,6 +129,15 @@ class Store:
         other._database = self._database.on_behalf_of(viewer)
         return other
 
+    @contextmanager
+    def at_one_moment(self) -> Iterator[Self]:
+        """The same store, whose reads until the end of the block are of one moment and cost one transaction. It is not
+        to leave its thread; what is written meanwhile, by itself too, is not seen."""
+        with self._database.at_one_moment() as database:
+            other = copy.copy(self)
+            other._database = database
+            yield other
+
     @property
     def accounts(self) -> Accounts:
         """Tokens, sessions, and the audit trail."""
@@ -132,6 +145,10 @@ class Store:
 
     def close(self) -> None:
         self._database.close()
+
+    def commits(self) -> int | None:
+        """A number that is another one after every commit, by whatever process; None on PostgreSQL, which has none."""
+        return self._database.commits()
 
     def is_current(self) -> bool:
         """Whether the database's tables are those of this version. Raises StoreError if it does not answer."""
@@ -174,8 +191,14 @@ class Store:
             return merge_labels(connection, labels, sae_id=sae_id, d_sae=sae.d_sae)
 
     def delete_sae(self, slug: str) -> None:
+        """With its indexes, labels, scores and map. Items of lists, shared probes and steerings stay, and say so."""
         with self._database.writing() as connection:
-            remove_sae(connection, sae_row_of(connection, slug)["sae_id"])
+            delete_sae(connection, sae_row_of(connection, slug))
+
+    def sae_contents(self, slug: str) -> SAEContents:
+        """What `delete_sae` would remove."""
+        with self._database.reading() as connection:
+            return contents_of(connection, sae_row_of(connection, slug))
 
     def set_visibility(self, slug: str, visibility: Visibility) -> None:
         """Who finds this SAE: everybody, those who have its address, or only those who see everything."""
@@ -265,6 +288,16 @@ class Store:
     def steering(self, steering_id: str) -> SavedSteering:
         with self._database.reading() as connection:
             return saved_steering(connection, steering_id)
+
+    def steerings(self, *, slug: str | None = None, limit: int = 50) -> list[SteeringSummary]:
+        """The newest that were stored, of one SAE or of all."""
+        with self._database.reading() as connection:
+            return newest_steerings(connection, slug=slug, limit=limit)
+
+    def delete_steering(self, steering_id: str) -> None:
+        """Raises NotFoundError."""
+        with self._database.writing() as connection:
+            remove_steering(connection, steering_id)
 
     def add_list(self, *, title: str, description: str = "", author: str = "") -> str:
         """Returns the new list's id."""
@@ -379,7 +412,7 @@ class Store:
         """All SAEs that the viewer may know of, newest first."""
         with self._database.reading() as connection:
             found = connection.execute(SAES.order_by(saes.c.created_at.desc(), saes.c.slug)).mappings()
-            rows = [row for row in found if is_listed(connection, row)]
+            rows = [row for row in found if is_listed(connection, row["visibility"])]
             by_slug: dict[str, list[IndexInfo]] = {row["slug"]: [] for row in rows}
             for row in connection.execute(INDEXES).mappings():
                 if row["slug"] in by_slug:
@@ -389,15 +422,15 @@ class Store:
                 for row in rows
             ]
 
-    def hidden_slugs(self) -> frozenset[str]:
-        """The SAEs that are not there for the viewer: what else bears their names is not for them either."""
+    def visibilities(self) -> dict[str, Visibility]:
+        """Who finds each SAE, for what else bears its name; the deleted that not everybody found are there too."""
         with self._database.reading() as connection:
-            return frozenset(hidden_slugs(connection))
+            return visibilities(connection)
 
     def sae(self, slug: str) -> SAESummary:
         with self._database.reading() as connection:
             row = sae_row_of(connection, slug)
-            its_indexes = connection.execute(INDEXES.where(saes.c.sae_id == row["sae_id"])).mappings()
+            its_indexes = connection.execute(INDEXES_OF, {"slug": row["slug"]}).mappings()
             return SAESummary(
                 sae=sae_record(row), indexes=tuple(map(index_record, its_indexes)), visibility=row["visibility"]
             )
@@ -427,6 +460,12 @@ class Store:
                 following=following,
                 labels=all_labels_of(connection, index["sae_id"], feature_index),
             )
+
+    def context_text(self, slug: str, context_id: int, *, corpus: str | None = None) -> str:
+        """The text of a context that an example of this index points at."""
+        with self._database.reading() as connection:
+            index = index_row_of(connection, slug, corpus=corpus)
+            return context_text_of(connection, index, context_id, vocabulary=self._vocabulary(connection, index))
 
     def features(
         self,
@@ -563,6 +602,11 @@ class Store:
         """The labels of those of these features that have one."""
         with self._database.reading() as connection:
             return labels_of(connection, sae_row_of(connection, slug)["sae_id"], feature_indexes)
+
+    def labels_as_text(self, slug: str, feature_indexes: Collection[int]) -> dict[int, str]:
+        """What `labels` says, as texts alone: for hundreds of features at a time."""
+        with self._database.reading() as connection:
+            return labels_as_text_of(connection, sae_row_of(connection, slug)["sae_id"], feature_indexes)
 
     def labels_of_feature(self, slug: str, feature_index: int) -> tuple[Label, ...]:
         """All labels of a feature, the one that is shown first."""

@@ -26,6 +26,13 @@ from sae_core.schema import label_history, labels
 from sae_core.store_rows import label_record, label_row
 
 UNDATED = datetime(1970, 1, 1, tzinfo=UTC)  # of a label of which nobody knows when it was written
+_HISTORY_OF = (
+    sa.select(label_history)
+    .where(
+        label_history.c.sae_id == sa.bindparam("sae_id"), label_history.c.feature_index == sa.bindparam("feature_index")
+    )
+    .order_by(label_history.c.history_id.desc())
+)
 _OWN = sa.select(labels).where(labels.c.sae_id == sa.bindparam("sae_id"))
 
 
@@ -120,9 +127,5 @@ def _remember(connection: sa.Connection, sae_id: int, feature_index: int, *, unl
 
 def history_of(connection: sa.Connection, sae_id: int, feature_index: int) -> tuple[ReplacedLabel, ...]:
     """What a person's label replaced, the last first."""
-    own = (label_history.c.sae_id == sae_id, label_history.c.feature_index == feature_index)
-    query = sa.select(label_history).where(*own).order_by(label_history.c.history_id.desc())
-    return tuple(
-        ReplacedLabel(**{name: row[name] for name in ReplacedLabel.__dataclass_fields__})
-        for row in connection.execute(query).mappings()
-    )
+    rows = connection.execute(_HISTORY_OF, {"sae_id": sae_id, "feature_index": feature_index}).mappings()
+    return tuple(ReplacedLabel(**{name: row[name] for name in ReplacedLabel.__dataclass_fields__}) for row in rows)

@@ -20,7 +20,9 @@ from sae_core.store_rows import (
     feature_record,
     label_record,
     named_features,
+    token_texts,
     unpacked_examples,
+    unpacked_token_ids,
 )
 from sae_core.store_viewer import is_hidden
 
@@ -67,6 +69,8 @@ _FEATURES_OF = (
 )
 # Not in any order: to have them sorted, SQLite would read all of an SAE's labels from the index by score.
 _LABELS_OF = sa.select(labels).where(labels.c.sae_id == sa.bindparam("sae_id"), labels.c.feature_index.in_(_some))
+_LABEL_TEXTS_OF = _LABELS_OF.with_only_columns(labels.c.feature_index, labels.c.kind, labels.c.text)
+_RANKS = {kind: rank for rank, kind in enumerate(KINDS)}
 _EXAMPLES_OF = sa.select(examples.c.feature_index, examples.c.packed).where(
     examples.c.index_id == sa.bindparam("index_id"), examples.c.feature_index.in_(_some)
 )
@@ -144,6 +148,16 @@ def labels_of(connection: sa.Connection, sae_id: int, feature_indexes: Collectio
     return found
 
 
+def labels_as_text_of(connection: sa.Connection, sae_id: int, feature_indexes: Collection[int]) -> dict[int, str]:
+    """The same without all else that is known of a label."""
+    found: dict[int, tuple[int, str]] = {}
+    for some in _chunked(feature_indexes):
+        for feature_index, kind, text in connection.execute(_LABEL_TEXTS_OF, {"sae_id": sae_id, "some": some}):
+            ranked = _RANKS[kind], text
+            found[feature_index] = min(found.get(feature_index, ranked), ranked)
+    return {feature_index: text for feature_index, (_, text) in found.items()}
+
+
 def all_labels_of(connection: sa.Connection, sae_id: int, feature_index: int) -> tuple[Label, ...]:
     """Of one feature, the one that is shown first."""
     rows = connection.execute(_LABELS_OF, {"sae_id": sae_id, "some": [feature_index]}).mappings()
@@ -172,6 +186,18 @@ def examples_of(
         shown = example_record(example, its_contexts[example.context_id], vocabulary=vocabulary)
         found.setdefault(example.feature_index, []).append(shown)
     return found
+
+
+def context_text_of(connection: sa.Connection, index: sa.RowMapping, context_id: int, *, vocabulary: Vocabulary) -> str:
+    """A context of the index's corpus, as it was before a start token was put in front of it."""
+    asked = {"corpus_id": index["corpus_id"], "some": [context_id]}
+    row = connection.execute(_CONTEXTS_OF, asked).mappings().one_or_none()
+    if row is None:
+        raise NotFoundError(
+            f'No example of the SAE "{index["slug"]}" on "{index["name"]}" has the context {context_id}.'
+        )
+    texts = token_texts(unpacked_token_ids(row["token_ids"]), vocabulary=vocabulary)
+    return "".join(texts[1 if index["prepend_bos"] else 0 :])
 
 
 def _chunked(feature_indexes: Collection[int]) -> Iterator[list[int]]:

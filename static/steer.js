@@ -58,8 +58,9 @@ async function finish(address) {
 // The form as an address, without the lines of features that were left empty.
 function asked(button) {
   const kept = new URLSearchParams();
-  const lines = new Set(["feature", "mode", "strength"]);
+  const lines = new Set(["feature", "mode", "strength", "turn"]);
   for (const [name, value] of new FormData(form, button)) if (value !== "" && !lines.has(name)) kept.append(name, value);
+  for (const turn of form.querySelectorAll("[name=turn]")) kept.append("turn", turn.value); // an answer may be empty
   for (const line of form.querySelectorAll(".push")) {
     const number = line.querySelector("[name=feature]").value.trim();
     if (number) {

@@ -1,4 +1,4 @@
-"""The page Steer, its stream of events, its twin, and the links under which steerings are stored.
+"""The page Steer, its stream of events, its twin, and how a steering is stored (`kept` is where it is seen then).
 
 Nothing but the model's own work happens when an address is opened: only storing changes anything, and goes through
 `app.changes`.
@@ -8,20 +8,22 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import parse_qs
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
+from app.causal.kept import REPORT, StoredSteering, kept_views, stored
 from app.causal.steer_report import (
     SteerCache,
     SteerPlan,
     SteerQuery,
     SteerReport,
+    address_of,
     column_title,
     planned,
     reported,
@@ -34,16 +36,14 @@ from app.changes import Fields, Writable, author_of, seen_at
 from app.deps import InferenceDep, PointsDep, SettingsDep, Slug, StoreDep
 from app.leaving import while_wanted
 from app.rendering import page, url
-from sae_core.causal.records import MAX_PUSHES, SavedSteering, Steering, SteerStart
-from sae_core.errors import NotFoundError, SaescopeError
+from sae_core.causal.records import MAX_PUSHES, Steering, SteerStart
+from sae_core.errors import SaescopeError
 from sae_core.store import Store
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 api = APIRouter(prefix="/api")
 
 SteerParams = Annotated[SteerQuery, Query()]
-SteeringId = Annotated[str, Path(max_length=40, description="as in the steering's address")]
-REPORT: TypeAdapter[SteerReport] = TypeAdapter(SteerReport)
 
 
 def get_cache(request: Request) -> SteerCache:
@@ -52,17 +52,6 @@ def get_cache(request: Request) -> SteerCache:
 
 
 CacheDep = Annotated[SteerCache, Depends(get_cache)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredSteering:
-    """A steering under its link; `query` brings the same page again."""
-
-    steering_id: str
-    author: str
-    created_at: str
-    query: str
-    report: SteerReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +96,7 @@ async def steer_page(
         request, "steer.html", status_code=status, summary=summary, slug=slug, corpus=query.corpus, query=query,
         has_index=bool(summary.indexes), features=features, n_lines=max(1, min(len(features) + 1, MAX_PUSHES)),
         most=settings.steer_tokens, max_tokens=settings.max_prompt_tokens, here=here, author=author_of(request),
-        address=request.url.query, **values,
+        address=request.url.query, kept=await run_in_threadpool(kept_views, store, slug=slug), **values,
     )  # fmt: skip
 
 
@@ -122,18 +111,6 @@ async def store_from_page(
     report = await while_wanted(request, steer_report(inference, cache, plan, max_seconds=settings.steer_seconds))
     steering_id = await run_in_threadpool(_stored, store, report, query, author)
     return seen_at(f"/s/{steering_id}", author=author)
-
-
-@router.get("/s/{steering_id}")
-def stored_page(request: Request, store: StoreDep, steering_id: SteeringId) -> Response:
-    saved = store.steering(steering_id)
-    report = REPORT.validate_python(saved.report)
-    problem = _changed_since(store, saved)
-    return page(
-        request, "steering.html", saved=saved, slug=saved.slug, report=report, view=steer_view(report), corpus=None,
-        has_index=problem is None, links=problem is None, problem=problem,
-        again=f"/saes/{saved.slug}/steer?{saved.query}",
-    )  # fmt: skip
 
 
 @api.get("/saes/{slug}/steer", summary="What the model writes while features are pushed")
@@ -153,15 +130,6 @@ async def steer_and_store(
     report = await steered(request, store, inference, points, settings, cache, slug, query)
     steering_id = await run_in_threadpool(_stored, store, report, query, author)
     return await run_in_threadpool(stored, store, steering_id)
-
-
-@api.get("/s/{steering_id}", summary="A stored steering: what was asked, and what the model wrote")
-def stored(store: StoreDep, steering_id: SteeringId) -> StoredSteering:
-    saved = store.steering(steering_id)
-    return StoredSteering(
-        steering_id=saved.steering_id, author=saved.author, created_at=saved.created_at.isoformat(),
-        query=saved.query, report=REPORT.validate_python(saved.report),
-    )  # fmt: skip
 
 
 @api.get(
@@ -200,40 +168,13 @@ async def _planned(store: Store, points: PointsDep, slug: str, query: SteerQuery
 def _query_of(text: str) -> SteerQuery:
     """What the address of a page asks for; refused in the same words as there."""
     given = parse_qs(text, keep_blank_values=True, max_num_fields=100)
-    lists = ("feature", "strength", "mode")
+    lists = ("feature", "strength", "mode", "turn")
     try:
         return SteerQuery.model_validate({name: v if name in lists else v[-1] for name, v in given.items()})
     except ValidationError as error:
         raise RequestValidationError([{**one, "loc": ("query", *one["loc"])} for one in error.errors()]) from None
 
 
-def _address_of(query: SteerQuery) -> str:
-    """The query of the page's address, without what goes without saying."""
-    given = query.model_dump(exclude_defaults=True)
-    if given.get("strip"):
-        given["strip"] = 1
-    if given.get("chat"):
-        given["chat"] = 1
-    lines = [i for i, feature_index in enumerate(query.feature) if feature_index is not None]
-    given |= {
-        name: [given[name][i] for i in lines if i < len(given[name])] for name in ("feature", "mode") if name in given
-    }
-    if "strength" in given:
-        given["strength"] = [1 if s is None else s for i, s in enumerate(given["strength"]) if i in lines]
-    return urlencode(given, doseq=True)
-
-
 def _stored(store: Store, report: SteerReport, query: SteerQuery, author: str) -> str:
     as_json: dict[str, object] = REPORT.dump_python(report, mode="json")
-    return store.add_steering(report.slug, query=_address_of(query), report=as_json, author=author)
-
-
-def _changed_since(store: Store, saved: SavedSteering) -> str | None:
-    """Why the SAE of a stored steering is not there, or is another one now."""
-    try:
-        summary = store.sae(saved.slug)
-    except NotFoundError:
-        return f'The SAE "{saved.slug}" has been deleted since; what was written stays.'
-    if summary.sae.created_at != saved.sae_created_at:
-        return f'The SAE "{saved.slug}" has been replaced since: its features are others now.'
-    return None
+    return store.add_steering(report.slug, query=address_of(query), report=as_json, author=author)

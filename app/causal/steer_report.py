@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
+from urllib.parse import urlencode
 
 from pydantic import BeforeValidator, Field
 from starlette.concurrency import run_in_threadpool
@@ -23,6 +24,7 @@ from app.probing import chosen_index
 from sae_core.causal.records import (
     DOSES,
     MAX_PUSHES,
+    MAX_TURNS,
     SWAMPS,
     Column,
     Mode,
@@ -42,6 +44,7 @@ Strength = Annotated[
     Annotated[float, Field(ge=-STRONGEST, le=STRONGEST, allow_inf_nan=False)] | None,
     BeforeValidator(lambda value: None if value == "" else value),
 ]
+Turn = Annotated[str, Field(max_length=LONGEST_TEXT)]
 
 
 class SteerQuery(CorpusQuery):
@@ -63,6 +66,10 @@ class SteerQuery(CorpusQuery):
     length: int = Field(default=48, ge=1, le=4096, description="tokens to write, up to the server's limit")
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     chat: bool = Field(default=False, description="put the prompt into the model's chat template")
+    turn: list[Turn] = Field(
+        default=[], max_length=MAX_TURNS,
+        description="of a chat, what was said before the prompt: by the user, by the model, by the user, …",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +118,7 @@ class ColumnView:
     is_baseline: bool
     warning: str | None
     same: bool  # as the baseline
+    goes_on: str | None  # in a chat: the address at which the user replies to this answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,8 +176,32 @@ def steer_plan(store: Store, points: PointsCache, summary: SAESummary, query: St
             n_tokens=query.length,
             seed=query.seed,
             chat=query.chat,
+            turns=said_before(query),
         ),
     )
+
+
+def said_before(query: SteerQuery) -> tuple[str, ...]:
+    """The earlier turns of a chat, without those that a form left empty with their answers."""
+    turns = [clean_text(said) for said in query.turn]
+    exchanges = [turns[at : at + 2] for at in range(0, len(turns), 2)]
+    return tuple(said for exchange in exchanges if any(text.strip() for text in exchange) for said in exchange)
+
+
+def address_of(query: SteerQuery) -> str:
+    """The query of the page's address, without what goes without saying."""
+    given = query.model_dump(exclude_defaults=True)
+    if given.get("strip"):
+        given["strip"] = 1
+    if given.get("chat"):
+        given["chat"] = 1
+    lines = [i for i, feature_index in enumerate(query.feature) if feature_index is not None]
+    given |= {
+        name: [given[name][i] for i in lines if i < len(given[name])] for name in ("feature", "mode") if name in given
+    }
+    if "strength" in given:
+        given["strength"] = [1 if s is None else s for i, s in enumerate(given["strength"]) if i in lines]
+    return urlencode(given, doseq=True)
 
 
 def steered_features(
@@ -253,11 +285,27 @@ def steer_view(report: SteerReport) -> SteerView:
                 is_baseline=column.kind == "baseline",
                 warning=_warning(column),
                 same=column.kind != "baseline" and column.token_ids == baseline.token_ids,
+                goes_on=_goes_on(report, column),
             )
             for column in columns
         ),
         overrun=any(column.finish == "time" for column in columns),
     )
+
+
+def _goes_on(report: SteerReport, column: Column) -> str | None:
+    """All columns read the same conversation the next time too, so that they differ by the push alone."""
+    asked = report.steering.request
+    turns = [*asked.turns, asked.prompt, column.text]
+    if not asked.chat or len(turns) > MAX_TURNS:
+        return None
+    query = SteerQuery(
+        corpus=report.corpus, turn=turns, feature=[f.feature_index for f in report.features],
+        strength=[f.strength for f in report.features], mode=[f.mode for f in report.features], where=asked.where,
+        strip=len(asked.doses) > 1, temperature=asked.temperature, top_p=asked.top_p, length=asked.n_tokens,
+        seed=asked.seed, chat=True,
+    )  # fmt: skip
+    return f"/saes/{report.slug}/steer?{address_of(query)}"
 
 
 _NOTES = {

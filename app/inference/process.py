@@ -92,6 +92,8 @@ class Failure:
 def serve(pipe: Connection, loader: Loader, device: str | None, max_tokens: int, budget: int | None) -> None:
     """The worker process: answer messages until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the app, which then ends this process
+    # torch's threads, which are made later, would spin while they wait for each other: the cores are not theirs alone.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     loaded = Shelf(
         loader, device=device, max_tokens=max_tokens, budget=budget, tell=lambda what: pipe.send(Loading(what))

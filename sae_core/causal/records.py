@@ -19,6 +19,7 @@ Finish = Literal["length", "end", "time"]
 DOSES = (0.25, 0.5, 1.0, 2.0)  # of the dose strip; 0 is the baseline
 MAX_PUSHES = 8
 MAX_ABLATED = 16
+MAX_TURNS = 32  # of a conversation before the prompt
 SWAMPS = 1.0  # a push as long as the vector it changes
 
 
@@ -122,7 +123,10 @@ class Push:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SteerRequest:
-    """All that decides what steering gives, but for the SAE and its model."""
+    """All that decides what steering gives, but for the SAE and its model.
+
+    `turns` is what was said before the prompt in a chat: by the user, by the model, by the user, …
+    """
 
     prompt: str
     pushes: tuple[Push, ...]
@@ -133,8 +137,18 @@ class SteerRequest:
     n_tokens: int = 48
     seed: int = 0
     chat: bool = False
+    turns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.turns and not self.chat:
+            raise PromptError("Earlier turns are those of a chat: ask for a chat, or leave them out.")
+        if len(self.turns) % 2:
+            raise PromptError(
+                "The last of the earlier turns is the user's: each must be followed by the model's answer."
+            )
+        for number, said in enumerate(self.turns[::2], start=1):
+            if not said.strip():
+                raise PromptError(f"What the user said in turn {number} of the chat is empty; fill it in.")
         if len(self.pushes) > MAX_PUSHES:
             raise PromptError(f"At most {MAX_PUSHES} features can be steered at once; take some out.")
         if len({push.feature_index for push in self.pushes}) < len(self.pushes):
@@ -209,3 +223,14 @@ class SavedSteering:
     created_at: datetime
     query: str
     report: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SteeringSummary:
+    """A steering that was stored, without what came of it."""
+
+    steering_id: str
+    slug: str
+    author: str
+    created_at: datetime
+    query: str

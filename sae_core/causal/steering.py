@@ -14,7 +14,7 @@ import codecs
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Any
 
 import torch
@@ -197,7 +197,7 @@ def _prompt_ids(prober: Prober, asked: SteerRequest, *, max_tokens: int) -> list
         if push.feature_index >= prober.sae.d_sae:
             raise NotFoundError(f'The SAE "{prober.info.slug}" has no feature {push.feature_index}.')
     plain = prober.token_ids(asked.prompt, max_tokens=max_tokens)
-    ids = _chat_ids(prober, asked.prompt) if asked.chat else [*prober.frame.prefix, *plain]
+    ids = _chat_ids(prober, asked, max_tokens=max_tokens) if asked.chat else [*prober.frame.prefix, *plain]
     longest = prober.model.longest_context
     if longest is not None and len(ids) + asked.n_tokens > longest:
         raise PromptTooLongError(
@@ -207,15 +207,27 @@ def _prompt_ids(prober: Prober, asked: SteerRequest, *, max_tokens: int) -> list
     return ids
 
 
-def _chat_ids(prober: Prober, prompt: str) -> list[int]:
+def _chat_ids(prober: Prober, asked: SteerRequest, *, max_tokens: int) -> list[int]:
+    """The conversation as the model's own template writes it, up to where its answer begins."""
     tokenizer = prober.model.tokenizer
     if not getattr(tokenizer, "chat_template", None):
         raise PromptError(
             "This model has no chat template, so it was not made for chats; send the prompt as plain text."
         )
-    message = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    messages = [
+        {"role": role, "content": said}
+        for role, said in zip(cycle(("user", "assistant")), (*asked.turns, asked.prompt))
+    ]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # whatever the template's own rules raise
+        said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise PromptError(f"The model's chat template refuses this conversation ({said}); change it.") from error
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    if len(ids) > max_tokens:
+        raise PromptTooLongError(
+            f"The conversation has {len(ids):,} tokens, over the limit of {max_tokens:,}; take out its oldest turns."
+        )
     return ids
 
 

@@ -1,10 +1,12 @@
 """The page Steer: what is asked of the worker, how it is shown and streamed, and what is kept under a link."""
 
+import dataclasses
 import json
 import re
 from collections.abc import AsyncIterator
 from html import unescape
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from fastapi import FastAPI
@@ -188,6 +190,55 @@ def test_a_steering_is_kept_by_json_too(client: TestClient) -> None:
         assert missing.status_code == 404 and "no such steering" in missing.text
 
 
+def test_a_chat_goes_on_from_the_answer_that_is_replied_to(client: TestClient, requests: list[SteerRequest]) -> None:
+    query = ASKED | {"chat": "1", "strength": "0.5", "corpus": "stories", "seed": "3"}
+    page = client.get(STEER, params=query).text
+    replies = [unescape(href) for href in re.findall(r'<a href="([^"]*)">Reply to this', page)]
+    assert len(replies) == 3 and "Reply to this" not in client.get(STEER, params=ASKED).text
+    answer = client.get(f"/api{STEER}", params=query).json()["steering"]["columns"][1]["text"]
+    asking = client.get(replies[1]).text  # shows the conversation, and asks the model nothing
+    turns = re.findall(r'<textarea name="turn"[^>]*>\n?(.*?)</textarea>', asking, re.DOTALL)
+    assert [unescape(said) for said in turns] == ["the king", answer]
+    assert len(requests) == 2
+    again = client.get(f"{replies[1]}&prompt=why&turn=&turn=+")  # an exchange that was emptied is none
+    assert requests[-1] == dataclasses.replace(requests[0], prompt="why", turns=("the king", answer))
+    third = unescape(re.findall(r'<a href="([^"]*)">Reply to this', again.text)[0])
+    assert parse_qs(urlsplit(third).query)["turn"][:3] == ["the king", answer, "why"]
+    kept = client.post(STEER, data={"query": urlsplit(f"{replies[1]}&prompt=why").query})
+    assert kept.url.path.startswith("/s/") and written(kept.text) == written(again.text)
+    stored = client.get(f"/api{kept.url.path}").json()
+    assert stored["report"]["steering"]["request"]["turns"] == ["the king", answer]
+    refused = client.get(STEER, params=query | {"turn": "hello"})
+    assert refused.status_code == 422 and "followed by the model" in unescape(refused.text)
+
+
+def test_kept_steerings_are_listed_and_deleted(tmp_path: Path, prober: FakeProber) -> None:
+    store = make_store(f"sqlite:///{tmp_path}/saescope.db")
+    with TestClient(create_app(Settings(home=tmp_path), store=store, prober=prober)) as client:
+        assert not any('id="kept-title"' in client.get(path).text for path in ("/", STEER))
+        first, second = (
+            client.post(f"/api{STEER}", params=ASKED | {"prompt": f"<i>the {word}", "author": "Ana"}).json()
+            for word in ("king", "sea")
+        )
+        items = client.get("/api/steerings").json()["items"]
+        assert [item["query"] for item in items] == [second["query"], first["query"]]
+        assert client.get("/api/steerings?slug=unindexed").json() == {"items": [], "next": None}
+        for path in ("/", STEER):
+            section = client.get(path).text.split('id="kept-title"')[1].split("</section>")[0]
+            assert re.findall(r'href="/s/(\w+)">(.*?)</a>', section) == [
+                (second["steering_id"], "#1: &lt;i&gt;the sea"), (first["steering_id"], "#1: &lt;i&gt;the king")
+            ]  # fmt: skip
+        assert "kept-title" not in client.get("/saes/unindexed/steer").text
+        assert client.delete(f"/api/s/{first['steering_id']}").json() == first
+        page = client.get(f"/s/{second['steering_id']}").text
+        action = re.search(r'action="(/s/\w+/delete)"', page)[1]  # type: ignore[index]
+        assert client.post(action, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+        assert client.post(action, follow_redirects=False).headers["location"] == "/"
+        assert store.steerings() == [] and client.post(action).status_code == 404
+        assert [client.get(f"/s/{kept['steering_id']}").status_code for kept in (first, second)] == [404, 404]
+    store.close()
+
+
 def test_a_form_that_asks_for_nonsense_is_refused(client: TestClient) -> None:
     for query, sentence in (
         ("", "empty"),
@@ -204,6 +255,10 @@ def test_a_read_only_server_steers_but_keeps_nothing(store: Store) -> None:
         page = client.get(STEER, params=ASKED)
         assert page.status_code == 200 and "Keep under a link" not in page.text
         assert client.post(f"/api{STEER}", params=ASKED).status_code == 403
+        kept = store.add_steering("demo", query="", report=client.get(f"/api{STEER}", params=ASKED).json())
+        assert "/delete" not in client.get(f"/s/{kept}").text
+        assert client.delete(f"/api/s/{kept}").status_code == client.post(f"/s/{kept}/delete").status_code == 403
+        store.delete_steering(kept)
 
 
 def test_the_server_says_how_much_it_writes(store: Store) -> None:

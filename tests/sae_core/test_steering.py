@@ -1,6 +1,7 @@
 """Steering against the slow, obvious way: the whole text run anew for every token, with a plain hook on the block."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -377,21 +378,57 @@ def test_it_stops_when_its_time_is_over(tiny: Prober) -> None:
     assert all(len(c.token_ids) < N_TOKENS for c in last.columns)
 
 
-def test_a_chat_prompt_is_put_into_the_models_template(tiny_llama: Path, tmp_path: Path) -> None:
-    prober = prober_of(load_model(str(tiny_llama)), tmp_path)
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if 'forbidden' in m.content %}{{ raise_exception('not that') }}"
+    "{% endif %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[model]{% endif %}"
+)
+
+
+@pytest.fixture
+def chatting(tiny_llama: Path, tmp_path: Path) -> Prober:
+    """A model of its own that was loaded from a folder whose tokenizer has a chat template."""
+    folder = tmp_path / "chatting"
+    shutil.copytree(tiny_llama, folder)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    return prober_of(load_model(str(folder)), tmp_path)
+
+
+def test_a_chat_prompt_is_put_into_the_models_template(tiny: Prober, chatting: Prober) -> None:
     asked = dataclasses.replace(GREEDY, chat=True)
     with pytest.raises(PromptError, match="no chat template"):
-        steered(prober, asked)
-    prober.model.tokenizer.chat_template = (
-        "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
-        "{% if add_generation_prompt %}[model]{% endif %}"
-    )
-    try:
-        found = steered(prober, asked)
-    finally:
-        prober.model.tokenizer.chat_template = None
+        steered(tiny, asked)
+    found = steered(chatting, asked)
     assert found.tokens[0].is_special and not found.tokens[1].is_special
     assert "".join(t.token for t in found.tokens[1:]) == f"[user] {PROMPT}\n[model]"
+
+
+def test_a_chat_goes_on_from_what_was_said(chatting: Prober) -> None:
+    first = steered(chatting, dataclasses.replace(GREEDY, chat=True))
+    answer = first.columns[1].text
+    asked = dataclasses.replace(GREEDY, chat=True, turns=(PROMPT, answer), prompt="And then?")
+    second = steered(chatting, asked)
+    assert "".join(t.token for t in second.tokens[1:]) == (
+        f"[user] {PROMPT}\n[assistant] {answer}\n[user] And then?\n[model]"
+    )
+    # The baseline is what the plain model writes behind these very tokens, steered or not its answers were.
+    ids = [t.token_id for t in second.tokens]
+    with torch.inference_mode():
+        for written in second.columns[0].token_ids:
+            assert int(chatting.model.module(torch.tensor([ids])).logits[0, -1].argmax()) == written
+            ids.append(written)
+    assert second.columns[0].token_ids != second.columns[1].token_ids
+
+
+def test_a_chat_that_cannot_be_is_refused_in_a_sentence(chatting: Prober) -> None:
+    for change, sentence in (
+        ({"turns": ("a", "b"), "chat": False}, "those of a chat"),
+        ({"turns": ("a",)}, "followed by the model's answer"),
+        ({"turns": ("a", "", " ", "b")}, "turn 2 of the chat is empty"),
+        ({"turns": ("forbidden", "b")}, "refuses this conversation .not that"),
+        ({"turns": ("a " * 200, "b")}, "over the limit of 99; take out"),
+    ):
+        with pytest.raises(PromptError, match=sentence):
+            steered(chatting, dataclasses.replace(GREEDY, **({"chat": True} | change)), max_tokens=99)
 
 
 # Sampling
