@@ -39,7 +39,7 @@ def serving(store: Store, settings: Settings) -> Iterator[tuple[str, int]]:
 @pytest.fixture(scope="module")
 def local(filled: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
     """Without a login, for this machine only."""
-    with serving(filled, Settings(home=tmp_path_factory.mktemp("local"), body_timeout=1.0)) as place:
+    with serving(filled, Settings(home=tmp_path_factory.mktemp("local"), body_timeout=0.5)) as place:
         yield place
 
 
