@@ -67,7 +67,7 @@ bench-probe: .venv/.installed ## Time probes against the bare model, while one t
 	@$(python) -m benchmarks.probe $(ARGS)
 
 .PHONY: bench-load
-bench-load: .venv/.installed-dev ## Ask a dashboard for a minute as 50 readers do, pages and probes mixed
+bench-load: .venv/.installed-dev ## Fifty people read, probe and write for a minute; then beside 1,000 streams
 	@$(python) -m benchmarks.load $(ARGS)
 
 .PHONY: bench-web
@@ -75,8 +75,8 @@ bench-web: .venv/.installed-dev ## Time the dashboard's pages under eight client
 	@$(python) -m benchmarks.web $(ARGS)
 
 .PHONY: bench-soak
-bench-soak: .venv/.installed-dev ## Fifty people at the dashboard for half an hour, and a thousand streams (shorter: ARGS='--seconds 60')
-	@$(python) -m benchmarks.soak $(ARGS)
+bench-soak: .venv/.installed-dev ## The same for half an hour: no error, and memory flat
+	@$(python) -m benchmarks.load --seconds 1800 $(ARGS)
 
 .PHONY: lock
 lock: .venv/.installed-dev ## Pin what is installed in requirements.lock, and list its licences in docs/licences.md
@@ -84,7 +84,7 @@ lock: .venv/.installed-dev ## Pin what is installed in requirements.lock, and li
 
 .PHONY: audit
 audit: .venv/.installed-dev ## Look for known weaknesses in the pinned packages (needs the network)
-	@$(python) -m pip install -q pip-audit && $(python) -m pip_audit -r requirements.lock --disable-pip --no-deps
+	@$(python) .ci/audit.py
 
 .PHONY: clean
 clean: ## Remove .venv and what tools left behind; your runs and databases stay

@@ -1,12 +1,11 @@
 """The JSON twins: the same facts as the pages, as records. Lists are `{"items": […], "next": cursor or null}`."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Request
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
@@ -28,13 +27,16 @@ from app.deps import (
     Share,
     Slug,
     StoreDep,
+    as_seen,
     shown_pins,
 )
 from app.glossary import TERMS, Term
 from app.inference import PredictJob, WorkerState
+from app.kept import Keeps
 from app.leaving import while_wanted
 from app.probing import TOP_FEATURES, TOP_K, Asked, ProbeReport, checked_text, chosen_index, probe_report
-from app.runs import run_events, run_figures, short_detail
+from app.run_feed import RunFeeds
+from app.runs import run_figures, short_detail
 from sae_core.records import FeatureDetail, FeaturePage, Predictions, SAESummary
 from sae_core.runs import Run, RunDetail, read_run
 
@@ -93,7 +95,7 @@ def sae(store: StoreDep, slug: Slug, query: CorpusParams) -> SAESummary:
     return summary
 
 
-@router.get("/saes/{slug}/charts", summary="The SAE page's charts as Plotly figures")
+@router.get("/saes/{slug}/charts", summary="The SAE page's charts as Plotly figures", dependencies=[Keeps])
 def sae_charts(store: StoreDep, points: PointsDep, slug: Slug, query: CorpusParams) -> dict[str, Any]:
     index = store.index(slug, corpus=query.corpus)
     return {
@@ -103,7 +105,7 @@ def sae_charts(store: StoreDep, points: PointsDep, slug: Slug, query: CorpusPara
     }
 
 
-@router.get("/saes/{slug}/features", summary="A page of features")
+@router.get("/saes/{slug}/features", summary="A page of features", dependencies=[Keeps])
 def features(store: StoreDep, slug: Slug, query: FeatureListParams) -> FeaturePage:
     return store.features(slug, **query.model_dump())
 
@@ -113,7 +115,7 @@ def random_feature(store: StoreDep, slug: Slug, query: CorpusParams) -> FeatureL
     return FeatureLink(slug=slug, feature_index=store.random_feature(slug, corpus=query.corpus))
 
 
-@router.get("/saes/{slug}/features/{feature_index}", summary="One feature with its examples")
+@router.get("/saes/{slug}/features/{feature_index}", summary="One feature with its examples", dependencies=[Keeps])
 def feature(store: StoreDep, slug: Slug, feature_index: FeatureIndex, query: CorpusParams) -> FeatureDetail:
     return store.feature(slug, feature_index, corpus=query.corpus)
 
@@ -156,8 +158,9 @@ def runs(all_runs: RunsDep) -> RunList:
 
 
 @router.get("/runs/{run_id}", summary="One run with its curves and the end of its log")
-def run(settings: SettingsDep, run_id: str) -> RunDetail:
-    return short_detail(settings.home, run_id)
+def run(request: Request, settings: SettingsDep, run_id: str) -> RunDetail:
+    detail = short_detail(settings.home, run_id)
+    return replace(detail, run=as_seen(request, detail.run))
 
 
 @router.get("/runs/{run_id}/charts", summary="A training run's curves as Plotly figures")
@@ -174,17 +177,20 @@ def _known_run(settings: SettingsDep, run_id: str) -> str:
 @router.get(
     "/runs/{run_id}/events",
     summary="A run as it goes on, as server-sent events: points, run, and end when it ends",
-    response_class=EventSourceResponse,
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {}}}},
 )
 async def run_stream(
     request: Request,
     settings: SettingsDep,
     run_id: Annotated[str, Depends(_known_run)],
     last_event_id: Annotated[str | None, Header(description="the id of the last event that was received")] = None,
-) -> AsyncIterator[ServerSentEvent]:
+) -> StreamingResponse:
+    feeds: RunFeeds = request.app.state.run_feeds
     stopping: asyncio.Event = request.app.state.stopping
-    async for event in run_events(settings.home, run_id, last_event_id=last_event_id, stopping=stopping):
-        yield event
+    events = feeds.events(settings.home, run_id, last_event_id=last_event_id, stopping=stopping)
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the second: for nginx
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
 @router.get("/glossary", summary="What the words mean")

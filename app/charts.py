@@ -139,11 +139,11 @@ def sparkline(histogram: Histogram, *, width: int = 72, height: int = 20, bars: 
     top = max(counts, default=0)
     if top == 0:
         return ""
-    each = width / len(counts)
+    each, tallest = width / len(counts), math.log1p(top)
     parts = []
     for i, n in enumerate(counts):
         if n:
-            tall = max(1.0, height * math.log1p(n) / math.log1p(top))
+            tall = max(1.0, height * math.log1p(n) / tallest)
             parts.append(f"M{i * each:.1f} {height}v-{tall:.1f}h{each - 0.5:.1f}v{tall:.1f}z")
     return "".join(parts)
 
@@ -168,7 +168,12 @@ def token_sparkline(
 
 def density_chart(points: Sequence[FeaturePoint], *, width: float = 560, height: float = 150) -> BarChart:
     """How many features have which density; dead ones are left out and counted elsewhere."""
-    counts = density_histogram(point.density for point in points).counts
+    return densities_chart([point.density for point in points], width=width, height=height)
+
+
+def densities_chart(densities: Sequence[float], *, width: float = 560, height: float = 150) -> BarChart:
+    """The same of densities alone."""
+    counts = density_histogram(densities).counts
     top = max(counts) or 1
     each = width / len(counts)
     bars = [

@@ -18,6 +18,7 @@ from app.access.commands import (
     serving_overrides,
     who_may_come,
 )
+from app.cli_delete import DELETE, DELETE_EXAMPLES, add_delete_arguments, run_delete
 from app.cli_export import EXPORT, EXPORT_EXAMPLES, add_export_arguments, run_export
 from app.cli_import import IMPORT, IMPORT_EXAMPLES, add_import_arguments, run_import
 from app.cli_jobs import index_and_add, map_and_add, map_if_missing, open_store, train_and_add
@@ -171,6 +172,9 @@ def make_parser() -> argparse.ArgumentParser:
     labelling = _command(commands, "labels", "write labels into a file, or merge a file's", LABELS, LABELS_EXAMPLES)
     add_labels_arguments(labelling)
     labelling.set_defaults(run=run_labels_command)
+    deleting = _command(commands, "delete", "delete an SAE", DELETE, DELETE_EXAMPLES)
+    add_delete_arguments(deleting)
+    deleting.set_defaults(run=run_delete_command)
     add_access_commands(partial(_command, commands), opens=_opened)
     _add_db(_command(commands, "db", "check, upgrade or copy the database", DB))
     _command(commands, "doctor", "say what is wrong with the installation", DOCTOR).set_defaults(run=run_doctor)
@@ -306,6 +310,13 @@ def run_labels_command(arguments: argparse.Namespace) -> int:
     """`saescope labels`."""
     with closing(open_store(_settings(arguments))) as store:
         return run_labels(arguments, store)
+
+
+def run_delete_command(arguments: argparse.Namespace) -> int:
+    """`saescope delete`."""
+    settings = _settings(arguments)
+    with closing(open_store(settings)) as store:
+        return run_delete(arguments, settings, store)
 
 
 def run_db(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from app.compare_views import values_of
 from app.comparing import Order, compared
 from app.comparisons import Choices, CorpusComparison, FeatureComparison, SAEComparison
 from app.deps import CorpusParams, Given, PointsDep, ShortText, Slug, StoreDep
+from app.kept import Keeps
 from app.matches import MatchCache
 from app.pareto import Pareto, pareto
 from app.probing import chosen_index
@@ -50,7 +51,7 @@ MatchesDep = Annotated[MatchCache, Depends(get_matches)]
 CompareParams = Annotated[CompareQuery, Query()]
 
 
-@router.get("/compare")
+@router.get("/compare", dependencies=[Keeps])
 def compare_page(
     request: Request, store: StoreDep, points: PointsDep, matches: MatchesDep, query: CompareParams
 ) -> Response:

@@ -172,7 +172,8 @@ def _paired(shared: SharedContext, comparison: FeatureComparison) -> PairedExamp
 
 def _top(side: FeatureSide) -> list[ExampleView]:
     top = [example for example in side.examples if example.band == TOP_BAND][:TOP_SHOWN]
-    return [example_view(e, scale=side.feature.max_activation, has_bos=side.has_bos) for e in top]
+    scale = side.feature.max_activation
+    return [example_view(e, scale=scale, has_bos=side.has_bos, width="short") for e in top]
 
 
 def _bars(

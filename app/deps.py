@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from starlette.concurrency import run_in_threadpool
 
 from app.access.identity import identity_of, viewer_of
-from app.access.runs import require_seen_run, seen_runs
+from app.access.runs import require_seen_run, seen_run, seen_runs
 from app.inference import Inference
 from app.points import PointsCache
 from app.settings import Settings
@@ -66,6 +66,13 @@ def get_runs(request: Request) -> list[Run]:
     if viewer_of(request).sees_everything:
         return runs
     return seen_runs(get_store(request), runs, new_saes=settings.visibility)
+
+
+def as_seen(request: Request, run: Run) -> Run:
+    """A run as whoever asks may see it."""
+    if viewer_of(request).sees_everything:
+        return run
+    return seen_run(get_store(request), run, new_saes=get_settings(request).visibility)
 
 
 async def check_run(request: Request) -> None:

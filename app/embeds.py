@@ -9,6 +9,7 @@ from markupsafe import escape
 from pydantic import Field
 
 from app.deps import EMBEDDED_PARTS, FeatureIndex, FeatureQuery, Part, Slug, StoreDep
+from app.kept import Keeps
 from app.rendering import absolute, page, url
 
 router = APIRouter()
@@ -39,7 +40,12 @@ class EmbedCode:
     html: str
 
 
-@router.get("/saes/{slug}/features/{feature_index}/embed", include_in_schema=False, response_class=HTMLResponse)
+@router.get(
+    "/saes/{slug}/features/{feature_index}/embed",
+    include_in_schema=False,
+    response_class=HTMLResponse,
+    dependencies=[Keeps],
+)
 def embed_page(
     request: Request, store: StoreDep, slug: Slug, feature_index: FeatureIndex, query: EmbedParams
 ) -> Response:

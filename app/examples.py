@@ -5,8 +5,8 @@ Records come from the store or the probe; templates only print what is decided h
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from sae_core.records import RANDOM_BAND, TOP_BAND, Example, Feature, FeatureRow
 
 STEPS = 20  # of the activation scale; the stylesheet has a class a0 … a20 for each
 WIDTHS = {"short": (14, 10), "medium": (40, 24)}  # tokens shown before and after the chosen one; "full" shows all
+REACHES = ("short", "medium", "full")
 LINE_BEFORE, LINE_AFTER = 48, 64  # characters of a one-line example around its peak
 SIGNS = {" ": "·", "\n": "↵\n", "\t": "⇥\t", "\r": "␍"}
 
@@ -40,13 +41,30 @@ class TokenView(NamedTuple):
 
     @property
     def classes(self) -> str:
-        parts = [f"a{self.step}" if self.step else "", "peak" if self.is_peak else ""]
-        parts += ["special" if self.is_special else "", "chosen" if self.is_chosen else ""]
-        return " ".join(part for part in parts if part)
+        return _classes(self.step, self.is_peak, self.is_special, self.is_chosen)
 
     @property
     def shown_activation(self) -> str:
-        return number(self.activation) if self.activation else ""
+        return _shown(self.activation) if self.activation else ""
+
+
+@lru_cache(maxsize=1024)
+def _classes(step: int, is_peak: bool, is_special: bool, is_chosen: bool) -> str:
+    parts = (f"a{step}" if step else "", "peak" if is_peak else "", "special" if is_special else "")
+    return " ".join(filter(None, (*parts, "chosen" if is_chosen else "")))
+
+
+@lru_cache(maxsize=1 << 16)
+def _shown(activation: float) -> str:
+    """Stored activations have half precision, so there are not many."""
+    return number(activation)
+
+
+class PlainToken(TokenView):
+    """Text without any mark, which most tokens are."""
+
+    __slots__ = ()
+    is_marked = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +85,7 @@ class ExampleView:
     runs: tuple[TokenRun, ...]
     cut_before: str  # the reaches at which text is left out before and after: "", "short", "short medium"
     cut_after: str
-    text: str
+    context_id: int  # whose whole text can be probed
     copies: str  # "×5" where five places of the corpus read the same; "" for one
 
 
@@ -122,8 +140,18 @@ def token_views(
     """The tokens of an example from `span[0]` to before `span[1]`, coloured over `scale`, the feature's maximum."""
     start, end = span or (0, len(example.tokens))
     texts = example.tokens[start:end]
-    shown = map(with_signs, texts) if signs else texts
-    peak, special = example.position, 0 if has_bos else -1
+    return _views(
+        example, map(with_signs, texts) if signs else texts, texts, start, scale=scale, special=0 if has_bos else -1
+    )
+
+
+def _views(
+    example: Example, shown: Iterable[str], texts: Sequence[str], start: int, *, scale: float, special: int
+) -> list[TokenView]:
+    """The tokens from `start` on, as many as there are `texts`, printed as `shown`."""
+    end, peak = start + len(texts), example.position
+    marked = (peak, special)
+    ids, activations = example.token_ids[start:end], example.activations[start:end]
     return [
         TokenView(
             text,
@@ -134,10 +162,10 @@ def token_views(
             None if text is token else token,
             position == special,
         )
-        if activation or position in (peak, special) or text is not token
+        if activation or position in marked or text is not token
         else _plain_view(text, token_id)
         for position, text, token, token_id, activation in zip(
-            range(start, end), shown, texts, example.token_ids[start:end], example.activations[start:end], strict=True
+            range(start, end), shown, texts, ids, activations, strict=True
         )
     ]
 
@@ -145,20 +173,25 @@ def token_views(
 @lru_cache(maxsize=1 << 16)
 def _plain_view(text: str, token_id: int) -> TokenView:
     """What most tokens are, again and again."""
-    return TokenView(text, 0, False, token_id, 0.0)
+    return PlainToken(text, 0, False, token_id, 0.0)
 
 
-def example_view(example: Example, *, scale: float, signs: bool = False, has_bos: bool = False) -> ExampleView:
-    """One example with all of its tokens; which of them are seen is left to the width that the reader chose."""
-    tokens = token_views(example, scale=scale, signs=signs, has_bos=has_bos)
-    short, medium = (_bounds(example, width=width) for width in ("short", "medium"))
+def example_view(
+    example: Example, *, scale: float, signs: bool = False, has_bos: bool = False, width: str = "full"
+) -> ExampleView:
+    """One example with the tokens that are seen at `width`, in runs, so that narrower widths can be chosen of them."""
+    short, medium = (_bounds(example, width=reach) for reach in WIDTHS)
     medium = (min(medium[0], short[0]), max(medium[1], short[1]))
-    cuts = [0, medium[0], short[0], short[1], medium[1], len(tokens)]
-    reaches = ["full", "medium", "short", "medium", "full"]
+    n = len(example.tokens)
+    cuts = [0, medium[0], short[0], short[1], medium[1], n]
+    seen = REACHES[: REACHES.index(width) + 1]
     runs = [
-        TokenRun(reach=reach, tokens=tuple(tokens[start:end]))
-        for reach, start, end in zip(reaches, cuts, cuts[1:], strict=False)
-        if start < end
+        TokenRun(
+            reach=reach,
+            tokens=tuple(token_views(example, scale=scale, signs=signs, has_bos=has_bos, span=(start, end))),
+        )
+        for reach, start, end in zip(("full", "medium", "short", "medium", "full"), cuts, cuts[1:], strict=False)
+        if start < end and reach in seen
     ]
     return ExampleView(
         activation=number(example.activation),
@@ -166,8 +199,8 @@ def example_view(example: Example, *, scale: float, signs: bool = False, has_bos
         short_source=_short_source(example.source),
         runs=tuple(runs),
         cut_before=_cut(short=short[0] > 0, medium=medium[0] > 0),
-        cut_after=_cut(short=short[1] < len(tokens), medium=medium[1] < len(tokens)),
-        text="".join(example.tokens[1 if has_bos else 0 :]),
+        cut_after=_cut(short=short[1] < n, medium=medium[1] < n),
+        context_id=example.context_id,
         copies=f"×{example.copies:,}" if example.copies > 1 else "",
     )
 
@@ -185,31 +218,23 @@ def one_line(
         after -= len(example.tokens[end])
         end += 1
     tokens = tuple(map(_on_one_line, example.tokens[start:end]))
-    views = token_views(
-        replace(
-            example,
-            tokens=tokens,
-            token_ids=example.token_ids[start:end],
-            activations=example.activations[start:end],
-            position=example.position - start,
-        ),
-        scale=scale,
-    )
+    views = _views(example, tokens, tokens, start, scale=scale, special=-1)
     peak = example.position - start
     return LineView(before=tuple(views[:peak]), after=tuple(views[peak:]))
 
 
 def example_groups(
-    feature: Feature, examples: Sequence[Example], *, signs: bool = False, has_bos: bool = False
+    feature: Feature, examples: Sequence[Example], *, signs: bool = False, has_bos: bool = False, width: str = "full"
 ) -> list[ExampleGroup]:
     """The feature page's examples: top, then the bands from the strongest to the weakest, then random firings."""
+    scale = feature.max_activation
     groups = []
     for band in (TOP_BAND, *range(N_BANDS, 0, -1), RANDOM_BAND):
         members = [example for example in examples if example.band == band]
         if not members:
             continue
         title, note, term = _heading(feature, band)
-        views = [example_view(e, scale=feature.max_activation, signs=signs, has_bos=has_bos) for e in members]
+        views = [example_view(e, scale=scale, signs=signs, has_bos=has_bos, width=width) for e in members]
         groups.append(ExampleGroup(key=f"band-{band}", title=title, note=note, term=term, examples=tuple(views)))
     return groups
 

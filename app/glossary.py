@@ -326,8 +326,14 @@ TERMS: dict[str, Term] = {
     ),
     "basis": Term(
         name="basis",
-        meaning="Directions that were not trained: the model's own coordinates (neurons) or the principal components "
-        "of its vectors (pca), either sign a feature, as many active on a token as in the SAE beside it.",
+        meaning="Directions that were not trained: the neurons of the MLP in the SAE's layer, the coordinates of the "
+        "vectors that the SAE reads, which are neurons of nothing in a residual stream, or their principal components "
+        "(pca); either sign a feature, as many active on a token as in the SAE beside it.",
+    ),
+    "similarity": Term(
+        name="similarity",
+        meaning="The cosine of two labels' vectors, as an embedding model gives them: 1 for the same text. What is "
+        "high depends on the model; compare within one search.",
     ),
     "label_precision": Term(name="precision", meaning="Of the texts for which the label says yes, the share that are."),
     "label_recall": Term(name="recall", meaning="Of the texts where yes is right, the share for which it says yes."),

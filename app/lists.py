@@ -10,6 +10,7 @@ from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from app.changes import Fields, Writable, author_of, parsed, seen_at
 from app.deps import FeatureIndex, Slug, StoreDep, VersionDep, checked_slug
 from app.export import exported_list, feature_numbers
+from app.kept import Keeps
 from app.list_views import as_csv, as_json_lines, item_views, unfurled_list
 from app.lists_api import (
     ItemId,
@@ -34,7 +35,7 @@ Format = Literal["csv", "jsonl", "html"]
 MEDIA_TYPES = {"csv": "text/csv", "jsonl": "application/x-ndjson", "html": "text/html"}
 
 
-@router.get("/lists")
+@router.get("/lists", dependencies=[Keeps])
 def lists_page(request: Request, store: StoreDep) -> Response:
     return page(request, "lists.html", lists=store.lists(), author=author_of(request), most=MAX_CHARACTERS)
 
@@ -48,9 +49,9 @@ def add_list(store: StoreDep, fields: Fields) -> Response:
 
 @router.post("/lists/add", dependencies=[Writable])
 def add_to_any_list(store: StoreDep, fields: Fields) -> Response:
-    """From a feature's page, and back to it: into the list `list_id`, or into a new one with this `title`."""
+    """From a feature's page, and back to it: into a new list with this `title`, or into the list `list_id`."""
     asked = parsed(NewItem, fields)
-    list_id = fields.get("list_id")
+    list_id = _chosen_list(fields)
     if not list_id:
         store.feature(
             checked_slug(asked.slug), asked.feature_index, corpus=asked.corpus
@@ -61,11 +62,16 @@ def add_to_any_list(store: StoreDep, fields: Fields) -> Response:
     return seen_at(f"{address}#lists", author=asked.author)
 
 
+def _chosen_list(fields: dict[str, str]) -> str | None:
+    """Whoever typed a title wants a new list, whatever list is still selected beside it."""
+    return None if fields.get("title", "").strip() else fields.get("list_id")
+
+
 @router.post("/lists/add-features", dependencies=[Writable])
 def add_features_to_any_list(store: StoreDep, fields: Fields) -> Response:
-    """From a map, and on to the list: into `list_id`, or into a new one with this `title`."""
+    """From a map, and on to the list: into a new one with this `title`, or into `list_id`."""
     asked = parsed(NewItems, fields)
-    list_id = fields.get("list_id")
+    list_id = _chosen_list(fields)
     if not list_id:
         last = max(feature_numbers(asked.features, what="features"))
         store.feature(checked_slug(asked.slug), last, corpus=asked.corpus)  # before a list is made for them
@@ -74,7 +80,7 @@ def add_features_to_any_list(store: StoreDep, fields: Fields) -> Response:
     return seen_at(f"/lists/{list_id}#items", author=asked.author)
 
 
-@router.get("/lists/{list_id}")
+@router.get("/lists/{list_id}", dependencies=[Keeps])
 def list_page(request: Request, store: StoreDep, list_id: ListId) -> Response:
     found = store.feature_list(list_id)
     return page(

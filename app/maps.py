@@ -15,6 +15,7 @@ from app.changes import author_of
 from app.deps import CorpusQuery, Name, PointsDep, Slug, StoreDep, Where
 from app.examples import list_rows
 from app.export import number_ranges
+from app.kept import Keeps
 from app.map_areas import Place, cells, corners, inside, outline_points, squares
 from app.pages import MAX_OFFERED_LISTS
 from app.rendering import PLOTLY, page, static_url, url
@@ -89,7 +90,7 @@ class LabelTexts:
     next: str | None = None
 
 
-@router.get("/api/saes/{slug}/map", summary="The features in the plane, and those selected there")
+@router.get("/api/saes/{slug}/map", summary="The features in the plane, and those selected there", dependencies=[Keeps])
 def map_data(store: StoreDep, points: PointsDep, slug: Slug, query: MapDataParams) -> MapReport:
     index = store.index(slug, corpus=query.corpus)
     known, made = points.points(store, index), _map(store, slug)
@@ -101,7 +102,7 @@ def labels(store: StoreDep, slug: Slug) -> LabelTexts:
     return LabelTexts(items=tuple(store.label_texts(slug)))
 
 
-@router.get("/saes/{slug}/map", include_in_schema=False, response_class=HTMLResponse)
+@router.get("/saes/{slug}/map", include_in_schema=False, response_class=HTMLResponse, dependencies=[Keeps])
 def map_page(request: Request, store: StoreDep, points: PointsDep, slug: Slug, query: MapParams) -> Response:
     summary = store.sae(slug)
     index = store.index(slug, corpus=query.corpus)

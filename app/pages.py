@@ -8,29 +8,35 @@ from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Resp
 from app import charts, provenance
 from app.causal.kept import kept_views
 from app.changes import author_of
+from app.declared import declared_statistics
 from app.deps import (
     CorpusParams,
     FeatureIndex,
     FeaturePageParams,
     FeatureParams,
+    FeatureQuery,
+    Index,
     PointsDep,
     RunsDep,
     SettingsDep,
     Slug,
     StoreDep,
+    as_seen,
 )
 from app.ends import ends
 from app.examples import example_groups, list_rows, unfurled
 from app.explain.routes import BackgroundDep
 from app.explain.views import tested
+from app.kept import Keeps, keep
 from app.pareto import own_corpora, pareto
 from app.pareto_plot import plots
-from app.probing import chosen_index
+from app.probing import chosen_index, indexed
 from app.rendering import STATIC, absolute, page, query_without, url
 from app.runs import run_news, run_view, unfinished
 from app.search import PLACES
-from sae_core.records import IndexInfo
+from sae_core.records import TOP_BAND, FeatureDetail, IndexInfo
 from sae_core.runs import has_run
+from sae_core.store import Store
 
 ORDERS = [
     ("-density", "most frequent"), ("density", "rarest"), ("-max", "strongest"), ("max", "weakest"),
@@ -49,13 +55,11 @@ router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 @router.get("/")
 def home(request: Request, store: StoreDep, settings: SettingsDep, all_runs: RunsDep) -> Response:
     runs = run_news(settings.home, unfinished(all_runs))
-    saes = sorted(store.saes(), key=lambda summary: not summary.indexes)  # those that can be browsed come first
-    shared = [probe for probe in store.probes(limit=SHARED_ON_HOME) if not probe.problem]
-    lists = store.lists()[:RECENT_LISTS]
-    return page(
-        request, "home.html", saes=saes, runs=runs, shared=shared, lists=lists, kept=kept_views(store),
-        json_url="/api/saes",
-    )  # fmt: skip
+    with store.at_one_moment() as now:
+        saes = sorted(now.saes(), key=lambda summary: not summary.indexes)  # those that can be browsed come first
+        shared = [probe for probe in now.probes(limit=SHARED_ON_HOME) if not probe.problem]
+        lists, kept = now.lists()[:RECENT_LISTS], kept_views(now)
+    return page(request, "home.html", saes=saes, runs=runs, shared=shared, lists=lists, kept=kept, json_url="/api/saes")
 
 
 @router.get("/saes")
@@ -72,6 +76,8 @@ def sae_page(
     found = list(points.points(store, index).values()) if index else []
     cosines = index.metrics.encoder_decoder_histogram if index else None
     like = pareto(store, summary, index)
+    trained = has_run(settings.home, slug)
+    keep(request, as_long_as=lambda: has_run(settings.home, slug) == trained)
     return page(
         request, "sae.html", has_webgl=len(found) > charts.GL_POINTS, summary=summary, sae=summary.sae, index=index,
         has_index=bool(index),
@@ -80,7 +86,8 @@ def sae_page(
         cosines=charts.cosine_chart(cosines) if cosines else None,
         train_command=provenance.train_command(summary.sae),
         index_command=provenance.index_command(index) if index and summary.sae.weights_path else None,
-        settings_rows=provenance.settings_rows(summary.sae.config), has_run=has_run(settings.home, slug),
+        declared=declared_statistics(summary.sae),
+        settings_rows=provenance.settings_rows(summary.sae.config), has_run=trained,
         like=like, plots=plots(like) if like else (),
         own=own_corpora(summary, index) if index else None,
         charts_url=url(f"/api/saes/{slug}/charts", corpus=query.corpus),
@@ -95,11 +102,12 @@ def _drawn(store: StoreDep, points: PointsDep, index: IndexInfo) -> dict[str, An
     }
 
 
-@router.get("/saes/{slug}/features")
+@router.get("/saes/{slug}/features", dependencies=[Keeps])
 def features_page(request: Request, store: StoreDep, slug: Slug, query: FeaturePageParams) -> Response:
-    summary = store.sae(slug)
-    index = store.index(slug, corpus=query.corpus)
-    found = store.features(slug, **query.selection())
+    with store.at_one_moment() as now:
+        summary = now.sae(slug)
+        found = now.features(slug, **query.selection())
+    index = indexed(summary, corpus=query.corpus)
     here, kept = f"/saes/{slug}/features", query_without(request, "after")
     selection = query_without(request, "after", "limit", "view")
     return page(
@@ -125,22 +133,50 @@ def feature_page(
     request: Request, store: StoreDep, labelling: BackgroundDep, slug: Slug, feature_index: FeatureIndex,
     query: FeatureParams,
 ) -> Response:  # fmt: skip
-    index = store.index(slug, corpus=query.corpus)
-    detail = store.feature(slug, feature_index, corpus=query.corpus)
-    scores = store.scores(slug, [feature_index], corpus=query.corpus)
-    has_bos, here = index.corpus.prepend_bos, f"/saes/{slug}/features/{feature_index}"
+    with store.at_one_moment() as now:
+        summary = now.sae(slug)
+        detail = now.feature(slug, feature_index, corpus=query.corpus)
+        around = {} if query.embed else _around(now, request, detail, slug=slug, query=query)
+    index, here = indexed(summary, corpus=query.corpus), f"/saes/{slug}/features/{feature_index}"
+    work = labelling.work(slug, feature_index, query.corpus)
+    keep(request, as_long_as=lambda: labelling.work(slug, feature_index, query.corpus) is work)
+    shown = [e for e in detail.examples if e.band == TOP_BAND][: query.examples] if query.embed else detail.examples
     return page(
         request, "feature_embed.html" if query.embed else "feature.html",
         slug=slug, index=index, has_index=True, corpus=query.corpus, query=query, here=here,
-        has_weights=bool(store.sae(slug).sae.weights_path),
+        has_weights=bool(summary.sae.weights_path),
         kept_width=None if query.width == "short" else query.width,
         detail=detail, feature=detail.feature, chart=charts.activation_chart(detail.feature),
-        groups=example_groups(detail.feature, detail.examples, signs=query.breaks, has_bos=has_bos),
+        groups=example_groups(
+            detail.feature, shown, signs=query.breaks, has_bos=index.corpus.prepend_bos, width=query.width
+        ),
         description=unfurled(detail.feature, detail.examples), permalink=absolute(request, here),
-        tested=tested(detail, scores, opened=query.tested), history=store.label_history(slug, feature_index),
-        work=labelling.work(slug, feature_index, query.corpus), llm=labelling.model,
-        lists=store.lists()[:MAX_OFFERED_LISTS], held=store.lists_with(slug, feature_index), author=author_of(request),
+        work=work, llm=labelling.model, **around,
     )  # fmt: skip
+
+
+def _around(store: Store, request: Request, detail: FeatureDetail, *, slug: str, query: FeatureQuery) -> dict[str, Any]:
+    """What people and language models have made of a feature: scores, earlier labels, lists."""
+    feature_index = detail.feature.feature_index
+    scores = store.scores(slug, [feature_index], corpus=query.corpus)
+    return {
+        "tested": tested(detail, scores, opened=query.tested),
+        "history": store.label_history(slug, feature_index),
+        "lists": store.lists()[:MAX_OFFERED_LISTS],
+        "held": store.lists_with(slug, feature_index),
+        "author": author_of(request),
+    }
+
+
+@router.get("/saes/{slug}/contexts/{context_id}/probe")
+def probe_context(
+    store: StoreDep, slug: Slug, context_id: FeatureIndex, query: CorpusParams, feature: Index = None
+) -> Response:
+    """On to the probe page with the text of an example, which a page of forty would else hold twice."""
+    text = store.context_text(slug, context_id, corpus=query.corpus)
+    return RedirectResponse(
+        url(f"/saes/{slug}/probe", text=text, feature=feature, corpus=query.corpus), status_code=303
+    )
 
 
 @router.get("/runs")
@@ -153,15 +189,16 @@ def run_page(
     request: Request, store: StoreDep, settings: SettingsDep, run_id: str, follow: Annotated[bool, Query()] = False
 ) -> Response:
     view = run_view(store, settings.home, run_id)
-    return page(request, "run.html", view=view, run=view.news.run, follow=follow, json_url=url(f"/api/runs/{run_id}"))
+    run = as_seen(request, view.news.run)
+    return page(request, "run.html", view=view, run=run, follow=follow, json_url=url(f"/api/runs/{run_id}"))
 
 
-@router.get("/glossary")
+@router.get("/glossary", dependencies=[Keeps])
 def glossary(request: Request) -> Response:
     return page(request, "glossary.html")
 
 
-@router.get("/docs")
+@router.get("/docs", dependencies=[Keeps])
 def docs(request: Request) -> Response:
     return page(request, "docs.html", spec=request.app.openapi(), json_url="/openapi.json")
 

@@ -13,6 +13,7 @@ from app import charts
 from app.examples import STEPS, TokenView, example_groups, list_rows
 from app.explain.background import Work
 from app.explain.views import tested
+from app.kept import Keeps
 from app.probe_views import FeatureView
 from app.rendering import page
 from app.walk import Walk, walk_view
@@ -179,7 +180,7 @@ def pattern_walk() -> Walk:
     )
 
 
-@router.get("/patterns")
+@router.get("/patterns", dependencies=[Keeps])
 def patterns(request: Request) -> Response:
     feature, examples = pattern_feature(), (pattern_example(), pattern_example(1))
     detail = FeatureDetail(feature=feature, examples=examples, previous=None, following=None, labels=LABELS)

@@ -1,4 +1,5 @@
-"""A picture of a feature or a list, for chats that show one where a link is pasted: names, numbers, coloured examples.
+"""A picture of a feature, a list or a shared probe, for chats that show one where a link is pasted: names, numbers,
+coloured text.
 
 Drawn with Pillow, in the light theme's colours, at the size that chats expect. Each character is drawn in the first of
 the machine's fonts that has it; Pillow's own, which has Latin letters, is always there.
@@ -16,8 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 from app.examples import STEPS, TokenView, one_line
 from app.list_views import item_name
 from app.numbers import number, percent
+from app.probe_views import ProbeView
 from app.rendering import STATIC, visible_token
-from sae_core.records import Example, Feature, FeatureList
+from sae_core.records import Example, Feature, FeatureList, SharedProbe
 
 WIDTH, HEIGHT = 1200, 630
 MARGIN = 64
@@ -78,6 +80,27 @@ def list_picture(found: FeatureList) -> bytes:
             pen.text(_pieces((*line.before, *line.after)), size=26, lines=1)
     pen.foot(f"and {n - LISTED} more" if n > LISTED else "")
     return pen.png()
+
+
+def probe_picture(found: SharedProbe, view: ProbeView | None) -> bytes:
+    """A PNG: a shared text, coloured as its page colours it; as plain text where no model could be asked."""
+    pen = Pen()
+    pen.line(found.slug, size=28, colour="muted")
+    pen.text([Piece(text=coloured_by(view) if view else "A text to probe")], size=40, lines=2)
+    pen.rule()
+    pen.text(_pieces(view.text.tokens) if view else [Piece(text=found.text)], size=34, lines=7)
+    pen.foot(f"shared by {found.author}")
+    return pen.png()
+
+
+def coloured_by(view: ProbeView) -> str:
+    """What the colours of a probed text mean."""
+    if view.by_surprise:
+        return "How unexpected each token was"
+    feature = view.coloured_by
+    if feature is None:
+        return "Each token's strongest feature"
+    return feature.label or f"Feature {feature.feature_index}"
 
 
 def _pieces(tokens: Sequence[TokenView]) -> list[Piece]:

@@ -148,6 +148,16 @@ def chosen_index(summary: SAESummary, *, corpus: str | None) -> IndexInfo | None
     raise NotFoundError(f'The SAE "{summary.sae.slug}" is not indexed on a corpus "{corpus}".')
 
 
+def indexed(summary: SAESummary, *, corpus: str | None) -> IndexInfo:
+    """The same of an SAE of which there must be one."""
+    index = chosen_index(summary, corpus=corpus)
+    if index is None:
+        raise NotFoundError(
+            f'The SAE "{summary.sae.slug}" is not indexed yet; run `saescope index {summary.sae.slug} --corpus …`.'
+        )
+    return index
+
+
 def _report(
     result: ProbeResult, store: Store, points: PointsCache, *, index: IndexInfo | None, asked: Asked
 ) -> ProbeReport:

@@ -5,7 +5,6 @@ Pages call `page()`; templates find `url`, `static_url`, the number formats and 
 
 import hashlib
 import re
-from collections.abc import Iterable
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +14,7 @@ from urllib.parse import quote, urlencode
 from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -24,8 +23,9 @@ from starlette.types import Scope
 
 from app import charts, numbers
 from app.access.identity import identity_of
-from app.examples import SIGNS, TokenView, with_signs
+from app.examples import SIGNS, with_signs
 from app.glossary import TERMS
+from app.marks import bar, spark, term_printer, token_spans
 
 HERE = Path(__file__).resolve().parent
 # Beside this package in a checkout, inside it where saescope was installed from a wheel.
@@ -79,8 +79,9 @@ def rendered(request: Request, template: str, **values: object) -> str:
 
 
 def path_of(request: Request) -> str:
-    """The path within the dashboard, wherever a proxy has put that."""
-    path, root = request.url.path, str(request.scope.get("root_path", ""))
+    """The path within the dashboard, wherever a proxy has put that: the one by which routes are chosen, whatever the
+    request's Host would make of it."""
+    path, root = str(request.scope["path"]), str(request.scope.get("root_path", ""))
     return path[len(root) :] or "/" if root and path.startswith(root + "/") else path
 
 
@@ -131,7 +132,9 @@ def make_environment(*, version: str, read_only: bool = True, glossary: str = "/
     ):
         environment.filters[name] = getattr(numbers, name)
     environment.filters.update(visible=visible_token, line_parts=line_parts, json_data=json_data, decimals=decimals)
-    environment.filters.update(token_spans=token_spans)
+    environment.globals.update(
+        token_spans=token_spans, bar_of=bar, spark_of=spark, term_of=term_printer(TERMS, glossary)
+    )
     return environment
 
 
@@ -152,34 +155,6 @@ def line_parts(token: str) -> list[str]:
     part, with a sign for the break, and what follows the break stands beside it."""
     *ended, rest = token.replace("\r", "").split("\n")
     return [*(part + "↵" for part in ended), rest] if ended else [rest]
-
-
-def token_spans(views: Iterable[TokenView]) -> Markup:
-    """Coloured tokens, each a span: for `_tokens.html` alone. A page has thousands, and Jinja would take ten times as
-    long to print them."""
-    return Markup("".join([_span(view) if view.is_marked else _plain_span(view.text, view.token_id) for view in views]))
-
-
-def _span(view: TokenView) -> str:
-    text = _escaped(view.text)
-    classes = f' class="{found}"' if (found := view.classes) else ""
-    original = "" if view.original is None else f' data-t="{_escaped(view.original)}"'
-    value = ""
-    if view.step:
-        shown = view.shown_activation
-        value = f' data-v="{shown}" title="{text} · id {view.token_id} · activation {shown}"'
-    return f'<span{classes} data-i="{view.token_id}"{value}{original}>{text}</span>'
-
-
-@lru_cache(maxsize=1 << 16)
-def _plain_span(text: str, token_id: int) -> str:
-    """What most tokens are, again and again."""
-    return f'<span data-i="{token_id}">{_escaped(text)}</span>'
-
-
-@lru_cache(maxsize=1 << 16)
-def _escaped(text: str) -> str:
-    return str(escape(text))
 
 
 def decimals(value: float, digits: int) -> str:

@@ -1,17 +1,10 @@
 """What pages and streams show of a run: its numbers in words, what it was told to do, and where to go from it."""
 
-import asyncio
 import math
-import threading
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-
-from anyio import CapacityLimiter, to_thread
-from anyio.lowlevel import RunVar
-from fastapi.sse import ServerSentEvent
 
 from app import provenance
 from app.curves import CURVES, Curve, LineChart, curve_figures, line_chart
@@ -29,16 +22,13 @@ from sae_core.runs import (
     list_runs,
     log_tail,
     read_detail,
-    read_run,
     thinned,
 )
 from sae_core.store import Store
 
-LOOK_SECONDS = 1.0  # between two looks at a run that is at work
 MOST_POINTS = 1000  # of a curve: more than a screen has columns for
 UNRESOLVED_DAYS = 7  # so long the start page reminds of what stopped or failed
 UNRESOLVED_RUNS = 3
-STREAM_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,106 +143,13 @@ def n_tokens(run: Run) -> int:
     return tokens if isinstance(tokens, int) and tokens > 0 else 1
 
 
-async def run_events(
-    home: Path, run_id: str, *, last_event_id: str | None, stopping: asyncio.Event
-) -> AsyncIterator[ServerSentEvent]:
-    """A run as it goes on: `run` and `points` when something is new, `end` when it ends; then the stream is over.
-
-    The id of an event counts the points sent so far, so that a listener who comes back gets those that it missed.
-    """
-    reader = PointsReader(home, run_id)
-    told: RunTick | None = None
-    sent = 0
-    threads = _stream_threads()
-    while True:
-        tick, starts, first, points = await to_thread.run_sync(_look, home, run_id, reader, limiter=threads)
-        if told is None:
-            sent = _known(last_event_id, starts=starts, most=len(points))
-            first, points, replaces = sent, points[sent:], sent == 0
-        else:
-            replaces = first < sent
-        if points or replaces:
-            sent = first + len(points)
-            shorter = thinned(points, MOST_POINTS)
-            yield ServerSentEvent(
-                data=NewPoints(replaces=replaces, points=tuple(shorter)), event="points", id=f"{starts}-{sent}"
-            )
-        if tick != told:
-            yield ServerSentEvent(data=tick, event="run", retry=2000 if told is None else None)
-        told = tick
-        if tick.state != "running":
-            yield ServerSentEvent(data=tick.state, event="end")
-            return
-        try:
-            await asyncio.wait_for(stopping.wait(), LOOK_SECONDS)
-        except TimeoutError:
-            continue
-        return  # the server ends
-
-
-def _stream_threads() -> CapacityLimiter:
-    """The threads in which streams look at their runs: a few of their own, so that a thousand hold up no page."""
-    try:
-        return _STREAM_THREADS.get()
-    except LookupError:
-        threads = CapacityLimiter(STREAM_THREADS)
-        _STREAM_THREADS.set(threads)
-        return threads
-
-
-_STREAM_THREADS: RunVar[CapacityLimiter] = RunVar("saescope_stream_threads")  # one in each event loop
-
-
-def _look(home: Path, run_id: str, reader: PointsReader) -> tuple[RunTick, int, int, list[RunPoint]]:
-    """How it is, how often it was started, and the points that are new, with the number of the first."""
-    run = _SHARED.run(home, run_id)
-    first, points = reader.new()  # after the run's state, so that one that has ended has all its points
-    return _SHARED.tick(home, run, reader.last), run.starts, first, points
-
-
-class _SharedLooks:
-    """A run as it was a moment ago, for all who listen to it: of a thousand streams one reads its files."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._runs: dict[tuple[Path, str], tuple[float, Run]] = {}
-        self._ticks: dict[tuple[Path, str], tuple[Run, tuple[RunPoint, ...], RunTick]] = {}
-
-    def run(self, home: Path, run_id: str) -> Run:
-        with self._lock:
-            now = time.monotonic()
-            kept = self._runs.get((home, run_id))
-            if kept is not None and now - kept[0] < LOOK_SECONDS / 2:
-                return kept[1]
-            run = read_run(home, run_id)
-            self._runs = {key: (at, old) for key, (at, old) in self._runs.items() if now - at < LOOK_SECONDS}
-            self._ticks = {key: tick for key, tick in self._ticks.items() if key in self._runs}
-            self._runs[home, run_id] = now, run
-            return run
-
-    def tick(self, home: Path, run: Run, last: tuple[RunPoint, ...]) -> RunTick:
-        with self._lock:
-            kept = self._ticks.get((home, run.run_id))
-            if kept is not None and kept[0] is run and kept[1] == last:
-                return kept[2]
-            news = _news(run, last, log_tail(home, run.run_id, last))
-            tick = RunTick(
-                run_id=run.run_id, state=run.state, problem=run.problem, progress=run.progress, share=news.share,
-                shown=news.shown, log=news.log,
-            )  # fmt: skip
-            self._ticks[home, run.run_id] = run, last, tick
-            return tick
-
-
-_SHARED = _SharedLooks()
-
-
-def _known(last_event_id: str | None, *, starts: int, most: int) -> int:
-    """How many points a listener has already; 0 if what it has may have been taken back since."""
-    started, _, known = (last_event_id or "").partition("-")
-    if started != str(starts) or not known.isdecimal() or len(known) > 12:
-        return 0
-    return int(known) if int(known) <= most else 0
+def run_tick(home: Path, run: Run, last: tuple[RunPoint, ...]) -> RunTick:
+    """`last`: the newest points, as many as a log shows."""
+    news = _news(run, last, log_tail(home, run.run_id, last))
+    return RunTick(
+        run_id=run.run_id, state=run.state, problem=run.problem, progress=run.progress, share=news.share,
+        shown=news.shown, log=news.log,
+    )  # fmt: skip
 
 
 def _news(run: Run, last: Sequence[RunPoint], log: tuple[LogLine, ...]) -> RunNews:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.deps import Name, StoreDep, Where
 from app.examples import ListRow, list_rows
+from app.kept import Keeps
 from app.rendering import page
 from sae_core.records import FeatureRow, IndexInfo
 from sae_core.store import Store
@@ -60,12 +61,12 @@ class Group:
     more: bool
 
 
-@router.get("/api/search", summary="Features of all SAEs by words")
+@router.get("/api/search", summary="Features of all SAEs by words", dependencies=[Keeps])
 def search(store: StoreDep, query: SearchParams) -> SearchResult:
     return SearchResult(items=tuple(found for _, found in _found(store, query)))
 
 
-@router.get("/search", include_in_schema=False, response_class=HTMLResponse)
+@router.get("/search", include_in_schema=False, response_class=HTMLResponse, dependencies=[Keeps])
 def search_page(request: Request, store: StoreDep, query: SearchParams) -> Response:
     groups = [
         Group(

@@ -1,5 +1,6 @@
 """Runs the web app: takes the port first, so that a busy one is said in a sentence, then serves until Ctrl-C."""
 
+import asyncio
 import errno
 import socket as sockets
 import sys
@@ -10,12 +11,15 @@ from contextlib import contextmanager
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.main import create_app
 from app.observe.logs import configure_logs
 from app.settings import Settings
 from app.workers import serve_with_workers
 from sae_core.errors import BusyError, ConfigError
+
+SPARE_FILES = 200  # beside a connection each: the database, static files, the model worker
 
 
 def listen(settings: Settings) -> sockets.socket:
@@ -48,14 +52,79 @@ def listen(settings: Settings) -> sockets.socket:
     return socket
 
 
+def allow_files(n: int) -> int:
+    """Raises the limit of open files (`ulimit -n`) to `n`, as far as the system lets it; returns the limit."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limit
+        return n
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= n:
+        return n
+    wanted = n if hard == resource.RLIM_INFINITY else min(n, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):  # macOS has another limit behind the one that it tells
+        return soft
+    return wanted
+
+
+def files_problem(settings: Settings) -> str | None:
+    """Raises the limit for as many connections as the settings allow; a sentence where the system does not."""
+    needed = settings.max_connections + SPARE_FILES
+    allowed = allow_files(needed)
+    if allowed >= needed:
+        return None
+    return (
+        f"The system allows a process {allowed:,} open files, too few for {settings.max_connections:,} connections: "
+        f"raise it (ulimit -n {needed}), or set SAESCOPE_MAX_CONNECTIONS to {max(1, allowed - SPARE_FILES)}."
+    )
+
+
+class ImpatientProtocol(H11Protocol):
+    """HTTP as uvicorn speaks it, which by itself would wait for ever for the rest of a request's head: so a client that
+    sends none within `head_seconds` is left, and cannot take the place of others. How long a head is, h11 bounds."""
+
+    head_seconds = 30.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:  # a request is being answered
+            self._stop_waiting()
+        elif self._head_timer is None:  # it began to send another
+            self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _wait_for_head(self) -> None:
+        self._head_timer = self.loop.call_later(self.head_seconds, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
 class Server(uvicorn.Server):
-    """Uvicorn, which tells streams of events to end before it waits for open answers."""
+    """Uvicorn, which tells streams of events to end before it waits for open answers.
+
+    Where no login is asked for, nothing is believed that a proxy would say: the gate must see who really asks.
+    """
 
     def __init__(self, app: FastAPI) -> None:
         settings: Settings = app.state.settings
+        protocol = type("Protocol", (ImpatientProtocol,), {"head_seconds": settings.body_timeout})
         super().__init__(
             uvicorn.Config(
-                app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=3, server_header=False,
+                app, http=protocol, proxy_headers=settings.needs_login or settings.insecure, log_config=None,
+                access_log=False, lifespan="on", timeout_graceful_shutdown=3, server_header=False,
                 forwarded_allow_ips=settings.trusted_proxies, limit_concurrency=settings.max_connections,
             )
         )  # fmt: skip
@@ -69,6 +138,7 @@ class Server(uvicorn.Server):
 def serve(settings: Settings, *, socket: sockets.socket, said: str = "") -> None:
     """Serves the dashboard on `socket` until it is stopped; `said`: what is to be known about it."""
     configure_logs(settings.log)
+    said = "\n".join(filter(None, (said, files_problem(settings))))
     if settings.workers > 1:
         _say(f"saescope is at {address(socket)}, with {settings.workers} processes  (Ctrl-C stops it)", said)
         return serve_with_workers(settings, socket=socket)
@@ -80,6 +150,7 @@ def serve(settings: Settings, *, socket: sockets.socket, said: str = "") -> None
 @contextmanager
 def serving(settings: Settings, *, socket: sockets.socket) -> Iterator[threading.Thread]:
     """Serves on `socket` beside what this process does, in a thread, until the end of the block."""
+    files_problem(settings)
     server = Server(create_app(settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, name="saescope-server")
     try:

@@ -84,7 +84,7 @@ class Settings:
     """Requests a minute that one client may make where a token is needed: one token, else one address; 0: no limit."""
 
     body_timeout: float = 30.0
-    """Seconds that a client may take to send a request's body."""
+    """Seconds that a client may take to send a request's head, and its body."""
 
     max_connections: int = 2000
     """Open connections of one server process, streams of events included; one more is answered with 503."""

@@ -92,6 +92,11 @@ class ActivationCache:
                 return True
         return False
 
+    def widths(self) -> dict[str, int]:
+        """How many numbers a token has at each hook, as the first buffer's header tells, which must be there."""
+        with safe_open(self._path(0), framework="pt") as file:
+            return {name: int(file.get_slice(name).get_shape()[1]) for name in file.keys()}  # noqa: SIM118
+
     def load(self, number: int) -> tuple[dict[str, Tensor], int] | None:
         """Buffer `number` and the number of contexts read by its end; None if it is not there or not whole."""
         try:

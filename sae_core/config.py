@@ -9,7 +9,7 @@ from typing import Self
 
 from sae_core.errors import ConfigError
 
-HOOKS = ("resid_pre", "resid_post", "mlp_in", "mlp_out", "attn_out")
+HOOKS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "z", "mlp_in", "mlp_post", "mlp_out")
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "jumprelu", "gated", "relu")
 PENALISED = ("relu", "gated")  # their sparsity comes from an L1 penalty
 LONGEST_CONTEXT = 65_536  # of an index: positions are packed into 16 bits
@@ -25,7 +25,7 @@ class TrainConfig:
     model: str  # Hugging Face id or folder of the language model
     layer: int  # block whose activations are read, 0 first
     corpus: tuple[str, ...]  # files, folders, globs, `python-docs`, or `hub:NAME`
-    hook: str = "resid_post"  # where in the block: resid_pre, resid_post, mlp_in, mlp_out, attn_out
+    hook: str = "resid_post"  # where in the block: one of HOOKS, as `model` says what they are
     target_hook: str | None = None  # hook that a transcoder predicts; None: an SAE, which predicts its input
     target_layer: int | None = None  # block of the transcoder's target; None: the same
     architecture: str = "topk"  # topk, batchtopk, matryoshka, jumprelu, gated, relu

@@ -86,9 +86,9 @@ def load_subject(sae_info: SAEInfo, config: IndexConfig) -> Subject:
     dtype = str(sae_info.config["dtype"])
     model = load_model(sae_info.model.model_name, dtype=dtype, device=config.device)
     sae = load_sae(Path(sae_info.weights_path), device=model.device)
-    if sae.d_in != model.info.d_model:
+    if sae.d_in != (width := model.width(sae_info.hook_name)):
         raise WeightsError(
-            f"The SAE reads {sae.d_in} numbers a token but {sae_info.model.model_name} gives {model.info.d_model}."
+            f"The SAE reads {sae.d_in} numbers a token but {sae_info.model.model_name} gives {width} there."
         )
     prepend_bos = config.prepend_bos
     if prepend_bos is None:

@@ -114,10 +114,11 @@ class _Weights:
         sae, W_U = subject.sae, subject.model.unembedding()
         nothing = np.zeros((sae.d_sae, 0), _WEIGHT_ROW)
         self.promoted = self.suppressed = nothing
-        if W_U is not None and len(W_U) == sae.W_dec.shape[1]:
+        added = subject.model.added_directions(subject.target_hook_name, sae.W_dec)
+        if W_U is not None and len(W_U) == added.shape[1]:
             # The head may be padded beyond the tokenizer's vocabulary; ids that no text has are left out.
             up, up_weights, down, down_weights = directions.logit_attribution(
-                sae.W_dec, W_U[:, :n_names], n=config.promoted_tokens
+                added, W_U[:, :n_names], n=config.promoted_tokens
             )
             self.promoted = _rows(_WEIGHT_ROW, up, up_weights)
             self.suppressed = _rows(_WEIGHT_ROW, down, down_weights)

@@ -55,7 +55,8 @@ from sae_core.evaluate import (
 from sae_core.explain.sample import context_sample, sampled_contexts
 from sae_core.feature_records import feature_records
 from sae_core.firings import Firings
-from sae_core.index_folder import IndexFolder, Shard, held
+from sae_core.holding import held
+from sae_core.index_folder import IndexFolder, Shard
 from sae_core.progress import progress_bar
 from sae_core.ranks import take_gpu
 from sae_core.records import IndexInfo, IndexRecords, PackedFeature, SAEInfo
@@ -184,7 +185,7 @@ def _begun(config: IndexConfig, shard: Shard | None, *, home: Path) -> Iterator[
     part = (shard.number, shard.count) if shard else None
     files = RunFiles.of_index(home, slug=config.slug, corpus=corpus, shard=part)
     with (
-        held(home, slug=config.slug, shard=shard),
+        held(home, slug=config.slug, suffix=shard.suffix if shard else ""),
         recorded([files], kind="indexing", corpus=corpus, config=asdict(config)) as log,
     ):
         yield log

@@ -1,6 +1,6 @@
 """The folder in which one SAE is indexed, `indexes/{slug}`: who is at work, and how far each corpus has been read.
 
-lock                           held while an index is made; `holder.json` beside it says by whom
+lock, holder.json              who is at work (`holding`)
 run-{corpus}.jsonl, progress-{corpus}.json   what happened and how far it is, for those who look (`run_log`)
 {corpus}-{digest}/state.pt     what was gathered, a checkpoint every minute; kept when the index is done, so that
                                indexing again on more text goes on from there
@@ -14,23 +14,18 @@ import json
 import os
 import pickle
 import re
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from sae_core.disk import saving
-from sae_core.errors import BusyError, ConfigError
+from sae_core.errors import ConfigError
 from sae_core.memory import is_out_of_memory
 
-_LOCK, _HOLDER, _STATE = "lock", "holder.json", "state.pt"
+_STATE = "state.pt"
 _DAMAGE = (
     RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError, OSError, pickle.PickleError,
 )  # fmt: skip
@@ -51,32 +46,16 @@ class Shard:
             raise ConfigError(f"--shard {text[:40]!r} is not understood; write 1/4, 2/4, 3/4 and 4/4 for four jobs.")
         return cls(int(match[1]), int(match[2]))
 
+    @property
+    def suffix(self) -> str:
+        """Of its files' names."""
+        return f"-{self.number}-of-{self.count}"
+
     def contexts(self, n_contexts: int, *, batch_contexts: int) -> tuple[int, int]:
         """First and last context (the latter not included): whole batches, as one job alone would cut them."""
         n_batches = -(-n_contexts // batch_contexts)
         first, last = (batch_contexts * (n_batches * i // self.count) for i in (self.number - 1, self.number))
         return min(first, n_contexts), min(last, n_contexts)
-
-
-@contextmanager
-def held(home: Path, *, slug: str, shard: Shard | None) -> Iterator[None]:
-    """Raises BusyError if another process indexes this SAE, or this shard of it, with which."""
-    folder = home / "indexes" / slug
-    lock = FileLock(folder / f"{_LOCK}{_suffix(shard)}", timeout=0)
-    holder = folder / f"holder{_suffix(shard)}.json"
-    try:
-        with saving(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-    except Timeout as error:
-        raise BusyError(_said(holder, slug)) from error
-    try:
-        with saving(folder):
-            holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}))
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
 
 
 class IndexFolder:
@@ -88,7 +67,7 @@ class IndexFolder:
         digest = hashlib.sha256(json.dumps([corpus, settings], sort_keys=True).encode()).hexdigest()[:12]
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", corpus)[:40].strip(".-") or "corpus"
         self.path = self._sae / f"{name}-{digest}"
-        self._file = self.path / (f"part{_suffix(shard)}.pt" if shard else _STATE)
+        self._file = self.path / (f"part{shard.suffix}.pt" if shard else _STATE)
         with saving(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
 
@@ -140,10 +119,6 @@ class IndexFolder:
             path.unlink(missing_ok=True)
 
 
-def _suffix(shard: Shard | None) -> str:
-    return f"-{shard.number}-of-{shard.count}" if shard else ""
-
-
 def _loaded(path: Path) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
@@ -172,16 +147,3 @@ def _arrays(value: Any) -> Any:
 
 
 ARRAYS = ("firings", "coactivation")  # keys of a state that hold dictionaries of arrays
-
-
-def _said(holder: Path, slug: str) -> str:
-    try:
-        by = json.loads(holder.read_text())
-        who = f"process {by['pid']} on {by['host']} (since {by['since']})"
-    except (OSError, ValueError, LookupError, TypeError):
-        who = "another process"
-    return f"The SAE {slug} is being indexed by {who}; wait until it is done, or stop it."
-
-
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -4,12 +4,16 @@ The only module that registers hooks or knows how a `transformers` architecture 
 names that published SAEs use:
 
     blocks.{layer}.hook_resid_pre    the residual stream entering a block
+    blocks.{layer}.hook_resid_mid    the same with what attention adds, before the MLP
     blocks.{layer}.hook_resid_post   the residual stream leaving it
-    blocks.{layer}.hook_mlp_in       what its MLP reads, after the norm before it
-    blocks.{layer}.hook_mlp_out      what its MLP adds
     blocks.{layer}.hook_attn_out     what its attention adds
+    blocks.{layer}.hook_z            its heads' outputs side by side, before the output projection mixes them
+    blocks.{layer}.hook_mlp_in       what its MLP reads, after the norm before it
+    blocks.{layer}.hook_mlp_post     its MLP's neurons: what the nonlinearity (in a gated one both halves) gives
+    blocks.{layer}.hook_mlp_out      what its MLP adds
 
-Reading stops the forward pass at the hook: later layers cost nothing.
+All but `z` and `mlp_post` are as wide as the model. Reading stops the forward pass at the hook: later layers cost
+nothing.
 """
 
 import re
@@ -21,12 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sae_core.config import HOOKS
 from sae_core.errors import ConfigError, ModelError
 from sae_core.placement import first_device, weights_here
 from sae_core.prefixes import KeyValues
 from sae_core.records import ModelInfo
 
-_HOOK_NAME = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|mlp_in|mlp_out|attn_out)")
+_HOOK_NAME = re.compile(rf"blocks\.(\d+)\.hook_({'|'.join(HOOKS)})")
 # Where a block keeps what it adds to the residual stream; the first path that exists is taken. Gemma 2 and 3 and GLM 4
 # normalise after attention and MLP and before adding; BERT keeps both in sub-modules named `output`.
 _MLP_PATHS = ("post_feedforward_layernorm", "post_mlp_layernorm", "mlp", "output.dense", "feed_forward", "ffn")
@@ -39,11 +44,43 @@ _ATTENTION_PATHS = (
     "self_attention",
     "attention",
 )
+# What turns the heads' outputs, and the neurons, into what the block adds: it reads the hook points `z` and `mlp_post`.
+_PROJECTION_PATHS = {
+    "z": (
+        "self_attn.o_proj",
+        "attn.c_proj",
+        "attention.dense",
+        "attention.output.dense",
+        "self_attn.dense",
+        "self_attention.dense",
+        "self_attn.out_proj",
+        "attn.attention.out_proj",
+        "attn.out_proj",
+    ),
+    "mlp_post": (
+        "mlp.down_proj",
+        "mlp.c_proj",
+        "mlp.dense_4h_to_h",
+        "mlp.fc2",
+        "mlp.fc_out",
+        "ffn.down_proj",
+        "output.dense",
+    ),
+}
+# Between attention and MLP: a block without any such norm runs the two side by side.
+_MIDDLE_NORMS = (
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "ln_2",
+    "norm_2",
+    "attention.output.LayerNorm",
+)
 # Blocks whose MLP or attention returns its sum with the residual stream, so that what it adds stands nowhere.
 _ADDING_INSIDE = frozenset({"BloomBlock", "MptBlock"})
 # Log-probabilities are made for so many rows at a time: 16 MB of them, which stay in the cache, but no fewer rows than
 # that the one token which the model is run on for each part does not count.
 _PART_LOGITS, _PART_ROWS = 1 << 22, 256
+_PROJECTED = ("hook_z", "hook_mlp_post")  # of their own width
 _FINAL_NORMS = (
     "model.norm",
     "model.language_model.norm",
@@ -85,10 +122,23 @@ class LanguageModel:
         """Raises ConfigError if the model has no such hook point."""
         self._hooked_module(hook_name)
 
+    def width(self, hook_name: str) -> int:
+        """How many numbers a token has at the hook. Raises ConfigError if the model has no such hook point."""
+        module, _ = self._hooked_module(hook_name)
+        if not hook_name.endswith(_PROJECTED):
+            return self.info.d_model
+        return int(getattr(module, "in_features", 0) or module.weight.shape[0])  # type: ignore[index]
+
     def activations(self, token_ids: Tensor, attention_mask: Tensor, hook_name: str) -> Tensor:
         """`model_acts` (B, T, d_in) at the hook, float32, for ids and mask (B, T). Runs nothing behind the hook."""
         with self.reading((hook_name,)) as read:
             return read(token_ids, attention_mask)[0].float()
+
+    @torch.inference_mode()
+    def hidden_states(self, token_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """What the last block gives behind the final norm (B, T, d_model), float32, for ids and mask (B, T)."""
+        states: Tensor = self.module.base_model(input_ids=token_ids, attention_mask=attention_mask)[0]
+        return states.float()
 
     def can_continue(self, hook_name: str, n_tokens: int) -> bool:
         """Whether `continued` may be used for a text of so many tokens: each sees all before it, from layer 0 on."""
@@ -252,6 +302,25 @@ class LanguageModel:
         gain = (normed(signs) - bias) * signs
         return gain, bias, torch.allclose(normed(torch.ones_like(signs)), bias, atol=1e-2)
 
+    @torch.inference_mode()
+    def added_directions(self, hook_name: str, directions: Tensor) -> Tensor:
+        """What directions (n, width) at a hook add to the residual stream, (n, d_model) float32.
+
+        At `z` and `mlp_post` that is what the output projection makes of them, with the gain of the norm behind it if
+        there is one, whose scale is left out as the final norm's is; elsewhere they are added as they are.
+        """
+        if not hook_name.endswith(_PROJECTED):
+            return directions
+        projection, _ = self._hooked_module(hook_name)
+        weight = next(projection.parameters())
+        dtype = weight.dtype if weight.is_floating_point() else self.module.dtype  # of few bits
+        given = directions.to(self.device if weight.device.type == "meta" else weight.device, dtype)
+        added: Tensor = (projection(given).float() - projection(torch.zeros_like(given[:1])).float()).to(self.device)
+        behind = self._norm_behind(hook_name)
+        if behind is not None:
+            added = added * self.gain_and_bias(behind, added.shape[1], dtype)[0]
+        return added
+
     @property
     def longest_context(self) -> int | None:
         """How many tokens the model has positions for, where it says so."""
@@ -263,7 +332,7 @@ class LanguageModel:
 
         0 where it does not add them.
         """
-        if hook_name.endswith("mlp_in"):
+        if hook_name.endswith(("mlp_in", *_PROJECTED)):
             return 0.0
         if hook_name.endswith(("mlp_out", "attn_out")):  # Granite
             return float(getattr(self.module.config.get_text_config(), "residual_multiplier", 1.0))
@@ -327,8 +396,10 @@ class LanguageModel:
         block = self.blocks[layer]
         if kind in ("resid_pre", "resid_post"):
             return block, kind == "resid_pre"
-        if kind == "mlp_in":
-            for path in _MLP_INPUT_PATHS:
+        if kind == "resid_mid":
+            return self._attention_before_mlp(layer), False
+        if kind == "mlp_in" or kind in _PROJECTION_PATHS:
+            for path in _PROJECTION_PATHS.get(kind, _MLP_INPUT_PATHS):
                 if (module := _submodule(block, path)) is not None:
                     return module, True
             raise ConfigError(f"{type(block).__name__} has no {kind}; use resid_pre.")
@@ -339,6 +410,26 @@ class LanguageModel:
             if (module := _submodule(block, path)) is not None:
                 return module, False
         raise ConfigError(f"{type(block).__name__} has no {kind}; use resid_post.")
+
+    def _norm_behind(self, hook_name: str) -> nn.Module | None:
+        """The norm between an output projection and the residual stream; None where there is none."""
+        added_at = {"hook_z": "hook_attn_out", "hook_mlp_post": "hook_mlp_out"}
+        block, _, kind = hook_name.rpartition(".")
+        try:
+            module, _ = self._hooked_module(f"{block}.{added_at[kind]}")
+        except ConfigError:
+            return None  # the block adds inside its MLP or attention
+        return module if "norm" in type(module).__name__.lower() else None
+
+    def _attention_before_mlp(self, layer: int) -> nn.Module:
+        """What adds to `resid_pre` to make `resid_mid`. Raises ConfigError where the MLP does not read their sum."""
+        block = self.blocks[layer]
+        is_parallel = getattr(block, "use_parallel_residual", False)  # GPT-NeoX keeps the second norm
+        if is_parallel or all(_submodule(block, path) is None for path in _MIDDLE_NORMS):
+            raise ConfigError(
+                f"{type(block).__name__} adds attention and MLP at once and has no resid_mid; use resid_pre."
+            )
+        return self._hooked_module(f"blocks.{layer}.hook_attn_out")[0]
 
     @contextmanager
     def _hooked(self, hook_name: str, change: Callable[[Tensor], Tensor | None] | None) -> Iterator[None]:
@@ -353,27 +444,46 @@ class LanguageModel:
             return None if changed is None else changed.to(acts.device)
 
         def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if args:
-                changed = changed_here(args[0])
-                return None if changed is None else ((changed, *args[1:]), kwargs)
-            changed = changed_here(kwargs["hidden_states"])
-            return None if changed is None else (args, {**kwargs, "hidden_states": changed})
+            changed = changed_here(_input_of(args, kwargs))
+            if changed is None:
+                return None
+            return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
 
         def on_output(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-            changed = changed_here(output[0] if isinstance(output, tuple) else output)
+            changed = changed_output(output[0] if isinstance(output, tuple) else output)
             if changed is None:
                 return None
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-        handle = (
-            module.register_forward_pre_hook(on_input, with_kwargs=True)
-            if at_input
-            else module.register_forward_hook(on_output)
-        )
-        try:
+        with ExitStack() as handles:
+            is_sum = hook_name.endswith("resid_mid")
+            changed_output = self._on_sum(hook_name, changed_here, handles) if is_sum else changed_here
+            handle = (
+                module.register_forward_pre_hook(on_input, with_kwargs=True)
+                if at_input
+                else module.register_forward_hook(on_output)
+            )
+            handles.callback(handle.remove)
             yield
-        finally:
-            handle.remove()
+
+    def _on_sum(
+        self, hook_name: str, change: Callable[[Tensor], Tensor | None], handles: ExitStack
+    ) -> Callable[[Tensor], Tensor | None]:
+        """`change` of what attention adds, from one of `resid_mid`, its sum with what the block read."""
+        block = self.blocks[int(hook_name.split(".")[1])]
+        scale = self.stream_scale(hook_name.replace("resid_mid", "attn_out"))
+        read = local()  # several threads may read at once
+
+        def remember(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            read.resid_pre = _input_of(args, kwargs)
+
+        def changed_output(attn_out: Tensor) -> Tensor | None:
+            resid_mid = read.resid_pre + scale * attn_out
+            changed = change(resid_mid)
+            return None if changed is None else attn_out + (changed - resid_mid) / scale
+
+        handles.callback(block.register_forward_pre_hook(remember, with_kwargs=True).remove)
+        return changed_output
 
 
 def _find_blocks(module: nn.Module) -> nn.ModuleList:
@@ -382,6 +492,11 @@ def _find_blocks(module: nn.Module) -> nn.ModuleList:
         if isinstance(child, nn.ModuleList) and len(child) == n_layers and "vision" not in name:
             return child
     raise ModelError(f"{type(module).__name__} keeps its blocks in no list that saescope knows; use another model.")
+
+
+def _input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    acts: Tensor = args[0] if args else kwargs["hidden_states"]
+    return acts
 
 
 def _submodule(module: nn.Module, path: str) -> nn.Module | None:

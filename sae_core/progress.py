@@ -16,6 +16,12 @@ from tqdm import tqdm
 _watcher: ContextVar[Callable[[Any], None] | None] = ContextVar("watcher", default=None)
 
 
+class _Bar(tqdm):  # type: ignore[misc]
+    """A bar on a clock that never jumps: tqdm's own is that of the day, by which a rate may come out negative."""
+
+    _time = property(lambda _: time.monotonic, lambda _, theirs: None)
+
+
 def progress_bar(
     *, total: int | None, done: int = 0, what: str, unit: str = " tokens", is_shown: bool = True
 ) -> "tqdm[Any]":
@@ -23,7 +29,7 @@ def progress_bar(
     is_terminal = sys.stderr.isatty()
     counts = "{n_fmt}/{total_fmt}{unit} {rate_fmt} {remaining} left{postfix}"
     form = "{desc} {n_fmt}{unit} {rate_fmt}" if total is None else "{desc} {percentage:3.0f}% |{bar:24}| " + counts
-    bar = tqdm(
+    bar = _Bar(
         total=total,
         initial=done,
         disable=not is_shown,
@@ -57,9 +63,9 @@ def say(bar: "tqdm[Any]", text: str) -> None:
     if bar.disable:
         return
     bar.set_postfix_str(text, refresh=False)
-    if time.time() - bar.last_print_t >= bar.mininterval:
+    if time.monotonic() - bar.last_print_t >= bar.mininterval:
         bar.refresh()
-        bar.last_print_t = time.time()
+        bar.last_print_t = time.monotonic()
 
 
 def say_line(text: str) -> None:

@@ -369,6 +369,18 @@ class SAESummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SAEContents:
+    """How much hangs on an SAE: the first three go with it, the others stay and say that it is gone."""
+
+    n_indexes: int
+    n_labels: int
+    n_human_labels: int
+    n_list_items: int
+    n_probes: int
+    n_steerings: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureRow:
     """A feature in a list, with its most telling examples."""
 

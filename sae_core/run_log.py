@@ -5,8 +5,10 @@ Training writes into its run's folder, indexing into its SAE's; `runs` reads bot
 run{name}.jsonl        a line for each event: announced, started, note, finished, stopped, failed; only appended to
 progress{name}.json    the progress bar that is on the terminal, as it was a second ago; replaced whole
 
-Standard library only, and never in the way: a thread of its own writes the progress, and a disk that cannot be written
-to is one warning. A process that is killed writes no last line, so the first line of each start says who it is.
+Each line, and the progress, says when that was by the clock, and after how many seconds of work, which no change of the
+clock changes. Standard library only, and never in the way: a thread of its own writes the progress, and a disk that
+cannot be written to is one warning. A process that is killed writes no last line, so the first line of each start says
+who it is.
 """
 
 import json
@@ -69,6 +71,7 @@ class RunLog:
         self._bar: Any = None
         self._pace: dict[str, object] = {}
         self._has_warned = False
+        self._began = time.monotonic()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="saescope-progress", daemon=True)
 
@@ -84,7 +87,7 @@ class RunLog:
 
     def note(self, text: str) -> None:
         """A line of the log."""
-        self._append("note", text=text)
+        self._append("note", text=text, seconds=self._seconds())
 
     def stop(self) -> None:
         """Says that the job ends because it was asked to."""
@@ -95,7 +98,7 @@ class RunLog:
         if self._thread.is_alive():
             self._thread.join()
         self._write_progress()
-        self._append(outcome, text=text)
+        self._append(outcome, text=text, seconds=self._seconds())
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_SECONDS):
@@ -111,10 +114,15 @@ class RunLog:
             with self._never_in_the_way():
                 new = files.progress.with_suffix(".new")
                 try:
-                    new.write_text(json.dumps({"job": self._job, "at": round(time.time(), 3), **self._shown()}))
+                    when = {"at": round(time.time(), 3), "seconds": self._seconds()}
+                    new.write_text(json.dumps({"job": self._job, **when, **self._shown()}))
                     new.replace(files.progress)
                 finally:
                     new.unlink(missing_ok=True)
+
+    def _seconds(self) -> float:
+        """At work so far, whatever becomes of the clock."""
+        return round(time.monotonic() - self._began, 3)
 
     def _shown(self) -> dict[str, object]:
         """What the bar says; its pace as it was before it closed."""
@@ -123,7 +131,7 @@ class RunLog:
             return {}
         done, total = int(bar.n), None if bar.total is None else int(bar.total)
         if not bar.disable:
-            seconds = time.time() - bar.start_t
+            seconds = time.monotonic() - bar.start_t
             rate = (done - bar.initial) / seconds if seconds > 0 and done > bar.initial else None
             left = (total - done) / rate if rate and total is not None else None
             self._pace = {"rate": rate, "seconds_left": left, "said": str(bar.postfix or "").strip()}

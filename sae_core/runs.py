@@ -4,15 +4,21 @@ A run is one SAE's training, `runs/{slug}`, or one SAE's index on one corpus, `i
 a stopped job goes on, it is the same run. SAEs that a sweep trains on one pass are a run each, with their own curves.
 A run that says that it is at work is believed while its last sign of life is fresh, or its process is there.
 
+Clocks jump, and those of two machines differ: a sign of life from a time to come is as old as one from as long ago, and
+one from another machine counts as fresh too while it changes between two looks.
+
 Standard library only; a line or file that is half-written or damaged counts as not there.
 """
 
+import heapq
 import json
 import math
 import os
 import re
 import socket
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +31,7 @@ from sae_core.run_log import CONFIG_FILE, METRICS_FILE, RunFiles, birth, measure
 SHAPE_FILE = "sae.json"  # of a finished SAE, as `sae` names it
 FRESH_SECONDS = 5.0  # a sign of life from this machine
 FRESH_SECONDS_ELSEWHERE = 60.0  # and from another, whose clock may be off
+MOST_HEARD = 1000  # jobs of other machines whose last sign of life is remembered
 LOG_LINES = 30
 BEGINNINGS = ("announced", "started")
 Kind = Literal["training", "indexing"]
@@ -134,11 +141,11 @@ def read_detail(home: Path, run_id: str) -> RunDetail:
 
 
 def log_tail(home: Path, run_id: str, points: Sequence[RunPoint]) -> tuple[LogLine, ...]:
-    """The last lines of a run's log, with what it measured, in order."""
+    """The last lines of a run's log, with what it measured; each in its own order, whatever the clock did."""
     events = [event for event in _events(_files(home, run_id).events) if event["event"] != "announced"]
     told = [LogLine(at=_moment(event["at"]), text=_told(event)) for event in events]
-    told += [LogLine(at=p.at, text=_measured(p)) for p in points[-LOG_LINES:] if p.at is not None]
-    return tuple(sorted(told, key=lambda line: line.at)[-LOG_LINES:])
+    said = [LogLine(at=p.at, text=_measured(p)) for p in points[-LOG_LINES:] if p.at is not None]
+    return tuple(heapq.merge(told, said, key=lambda line: line.at))[-LOG_LINES:]
 
 
 class PointsReader:
@@ -215,7 +222,7 @@ def _read(home: Path, run_id: str) -> Run | None:
     lead = RunFiles(home / "runs" / together[0]) if together and together[0] != match[1] else files
     beat = _beat(lead, start)
     state = _state(events, start, beat, is_made=is_made)
-    last_at = max([event["at"] for event in events] + ([beat["at"]] if beat else []), default=None)
+    last_at = _last_at(events, beat)
     if last_at is None and is_made:
         last_at = _modified(files.folder / SHAPE_FILE)  # trained before runs kept a log
     return Run(
@@ -250,13 +257,42 @@ def _state(
 
 
 def _is_alive(start: Mapping[str, Any], beat: Mapping[str, Any] | None) -> bool:
-    silence: float = time.time() - max(start["at"], beat["at"] if beat else 0.0)
+    at: float = beat["at"] if beat else start["at"]
+    silence = abs(time.time() - at)
     if start.get("host") != socket.gethostname():
-        return silence < FRESH_SECONDS_ELSEWHERE
+        return silence < FRESH_SECONDS_ELSEWHERE or _still_beats(str(start.get("job")), at)
     if silence < FRESH_SECONDS:
         return True
     pid, born = start.get("pid"), start.get("birth")  # a busy job, or one that waits: is the process still that one?
     return isinstance(pid, int) and birth(pid) == (born if isinstance(born, int) else -1)
+
+
+_heard: OrderedDict[str, tuple[float, float]] = (
+    OrderedDict()
+)  # by job: its last sign of life, and when it was new to us
+_heard_lock = threading.Lock()
+
+
+def _still_beats(job: str, at: float) -> bool:
+    """Whether a sign of life of this job was new to us, by our own clock, less than a minute ago."""
+    now = time.monotonic()
+    with _heard_lock:
+        known = _heard.pop(job, None)
+        if known is None:
+            known = at, -math.inf  # the first that we hear of it: it may be of any age
+        elif known[0] != at:
+            known = at, now
+        _heard[job] = known
+        while len(_heard) > MOST_HEARD:
+            _heard.popitem(last=False)
+    return now - known[1] < FRESH_SECONDS_ELSEWHERE
+
+
+def _last_at(events: Sequence[Mapping[str, Any]], beat: Mapping[str, Any] | None) -> float | None:
+    """When it gave its last sign of life: what ended it, else what came after the last event."""
+    if beat is not None and (not events or events[-1]["event"] in (*BEGINNINGS, "note")):
+        return float(beat["at"])
+    return float(events[-1]["at"]) if events else None
 
 
 def _beat(files: RunFiles, start: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -286,14 +322,21 @@ def _progress(beat: Mapping[str, Any] | None) -> RunProgress | None:
 
 def _seconds(events: Sequence[Mapping[str, Any]], beat: Mapping[str, Any] | None) -> float:
     """Time at work: from each start to its last sign of life."""
-    total, began, last = 0.0, None, 0.0
+    goes: list[list[Mapping[str, Any]]] = []
     for event in events:
         if event["event"] in BEGINNINGS:
-            total += last - began if began is not None else 0.0
-            began = event["at"]
-        last = event["at"]
-    last = max(last, beat["at"]) if beat else last
-    return total + max(0.0, last - began) if began is not None else 0.0
+            goes.append([])
+        if goes:
+            goes[-1].append(event)
+    if goes and beat is not None:
+        goes[-1].append(beat)
+    return sum(map(_seconds_of_one, goes))
+
+
+def _seconds_of_one(signs: Sequence[Mapping[str, Any]]) -> float:
+    """As the job itself counted; by the clock in the logs of older versions, which did not."""
+    counted = [sign["seconds"] for sign in signs if isinstance(sign.get("seconds"), int | float)]
+    return float(max(counted) if counted else max(sign["at"] for sign in signs) - signs[0]["at"])
 
 
 def _events(path: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@ steerings; and tokens, sessions, audit. Read and written by `store` alone.
 
     models ──< saes ──< indexes >── corpora ──< contexts
                 │          └──< features, feature_texts, examples, samples, label_scores
-                └──< labels, label_history, maps                     lists ──< list_items      probes
+                └──< labels, label_history, label_vectors, maps                     lists ──< list_items      probes
 
 Numbers by the hundred are packed, little-endian (`store_rows`), so an example costs tens of bytes. A change here needs
 a new file in `migrations/versions` and its number in `REVISION`; a test compares the two.
@@ -33,7 +33,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0010"  # the newest file of migrations/versions
+REVISION = "0012"  # the newest file of migrations/versions
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -249,6 +249,25 @@ labels = Table(
 )
 Index("labels_by_score", labels.c.sae_id, labels.c.kind, labels.c.score, labels.c.feature_index)
 
+# Labels as vectors, for a search by meaning: `store_meaning`. By which model, and one of each label that is shown.
+label_embeddings = Table(
+    "label_embeddings",
+    metadata,
+    Column("sae_id", ForeignKey("saes.sae_id", ondelete="CASCADE"), primary_key=True),
+    Column("model_name", Text, nullable=False),
+    Column("revision", Text, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+label_vectors = Table(
+    "label_vectors",
+    metadata,
+    Column("sae_id", ForeignKey("saes.sae_id", ondelete="CASCADE"), primary_key=True),
+    Column("feature_index", Integer, primary_key=True),
+    Column("vector", LargeBinary, nullable=False),  # float16, of unit length
+)
+
 # What a person's label replaced, and persons' labels that are no more.
 label_history = Table(
     "label_history",
@@ -368,6 +387,15 @@ steerings = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("query", Text, nullable=False),  # of the page's address
     Column("report", JSON, nullable=False),
+)
+
+# SAEs that are deleted and were not public: what still bears their names (items of lists, shared probes, runs) stays as
+# hidden as they were, and a new SAE of such a name begins so.
+deleted_saes = Table(
+    "deleted_saes",
+    metadata,
+    Column("slug", Text, primary_key=True),
+    Column("visibility", Text, nullable=False),  # unlisted, private
 )
 
 # Who may come in: `store_access`. A token that was revoked stays, for those who read the audit trail.

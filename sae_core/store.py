@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from sae_core.access_records import VISIBILITIES, Viewer, Visibility
 from sae_core.causal.records import SavedSteering, SteeringSummary
 from sae_core.errors import ConfigError, NotFoundError
-from sae_core.explain.records import LabelScore, PackedSample, ReplacedLabel, ScoreRow
+from sae_core.explain.records import EmbeddingModel, LabelScore, LabelVectors, PackedSample, ReplacedLabel, ScoreRow
 from sae_core.records import (
     Feature,
     FeatureDetail,
@@ -37,6 +37,7 @@ from sae_core.records import (
     ListItem,
     ListSummary,
     Neighbours,
+    SAEContents,
     SAEInfo,
     SAESummary,
     SharedProbe,
@@ -62,14 +63,17 @@ from sae_core.store_lists import (
     update_note,
 )
 from sae_core.store_maps import label_texts_of, map_of, neighbours_of, upsert_map
+from sae_core.store_meaning import insert_vectors, missing_texts, ranked, start_vectors, vectors_of
 from sae_core.store_pages import Asked, Sort, cursor_after, feature_number, matching_numbers, page_rows
 from sae_core.store_probes import insert_probe, newest_probes, probe_of, remove_probe
 from sae_core.store_reads import (
     INDEXES,
+    INDEXES_OF,
     NEIGHBOURS_OF,
     SAES,
     VOCABULARY_OF,
     all_labels_of,
+    context_text_of,
     examples_of,
     feature_records_of,
     feature_rows_of,
@@ -87,8 +91,8 @@ from sae_core.store_rows import (
 )
 from sae_core.store_scores import sample_of, score_rows_of, scored_texts, scores_of, upsert_scores
 from sae_core.store_steerings import insert_steering, newest_steerings, remove_steering, saved_steering
-from sae_core.store_viewer import hidden_slugs, is_listed
-from sae_core.store_writes import insert_index, remove_sae, upsert_sae
+from sae_core.store_viewer import is_listed, visibilities
+from sae_core.store_writes import contents_of, delete_sae, insert_index, upsert_sae
 
 CACHED_VOCABULARIES = 4  # about 10 MB each
 EXAMPLES_IN_LISTS = 2
@@ -125,6 +129,15 @@ class Store:
         other._database = self._database.on_behalf_of(viewer)
         return other
 
+    @contextmanager
+    def at_one_moment(self) -> Iterator[Self]:
+        """The same store, whose reads until the end of the block are of one moment and cost one transaction. It is not
+        to leave its thread; what is written meanwhile, by itself too, is not seen."""
+        with self._database.at_one_moment() as database:
+            other = copy.copy(self)
+            other._database = database
+            yield other
+
     @property
     def accounts(self) -> Accounts:
         """Tokens, sessions, and the audit trail."""
@@ -132,6 +145,10 @@ class Store:
 
     def close(self) -> None:
         self._database.close()
+
+    def commits(self) -> int | None:
+        """A number that is another one after every commit, by whatever process; None on PostgreSQL, which has none."""
+        return self._database.commits()
 
     def is_current(self) -> bool:
         """Whether the database's tables are those of this version. Raises StoreError if it does not answer."""
@@ -174,8 +191,14 @@ class Store:
             return merge_labels(connection, labels, sae_id=sae_id, d_sae=sae.d_sae)
 
     def delete_sae(self, slug: str) -> None:
+        """With its indexes, labels, scores and map. Items of lists, shared probes and steerings stay, and say so."""
         with self._database.writing() as connection:
-            remove_sae(connection, sae_row_of(connection, slug)["sae_id"])
+            delete_sae(connection, sae_row_of(connection, slug))
+
+    def sae_contents(self, slug: str) -> SAEContents:
+        """What `delete_sae` would remove."""
+        with self._database.reading() as connection:
+            return contents_of(connection, sae_row_of(connection, slug))
 
     def set_visibility(self, slug: str, visibility: Visibility) -> None:
         """Who finds this SAE: everybody, those who have its address, or only those who see everything."""
@@ -212,6 +235,18 @@ class Store:
         with self._database.writing() as connection:
             index = index_row_of(connection, slug, corpus=corpus)
             upsert_scores(connection, scores, index_id=index["index_id"])
+
+    def start_label_vectors(self, slug: str, model: EmbeddingModel) -> None:
+        """From now on the labels' vectors are of this model; those of another one, or of another revision, go."""
+        with self._database.writing() as connection:
+            start_vectors(connection, model, sae_id=sae_row_of(connection, slug)["sae_id"])
+
+    def add_label_vectors(
+        self, slug: str, model: EmbeddingModel, texts: Mapping[int, str], vectors: Sequence[bytes]
+    ) -> int:
+        """Vectors of labels by feature, in the same order; returns how many are still of what the feature is called."""
+        with self._database.writing() as connection:
+            return insert_vectors(connection, model, texts, vectors, sae_id=sae_row_of(connection, slug)["sae_id"])
 
     def add_map(self, slug: str, made: FeatureMap) -> None:
         """Replaces the SAE's map."""
@@ -377,7 +412,7 @@ class Store:
         """All SAEs that the viewer may know of, newest first."""
         with self._database.reading() as connection:
             found = connection.execute(SAES.order_by(saes.c.created_at.desc(), saes.c.slug)).mappings()
-            rows = [row for row in found if is_listed(connection, row)]
+            rows = [row for row in found if is_listed(connection, row["visibility"])]
             by_slug: dict[str, list[IndexInfo]] = {row["slug"]: [] for row in rows}
             for row in connection.execute(INDEXES).mappings():
                 if row["slug"] in by_slug:
@@ -387,15 +422,15 @@ class Store:
                 for row in rows
             ]
 
-    def hidden_slugs(self) -> frozenset[str]:
-        """The SAEs that are not there for the viewer: what else bears their names is not for them either."""
+    def visibilities(self) -> dict[str, Visibility]:
+        """Who finds each SAE, for what else bears its name; the deleted that not everybody found are there too."""
         with self._database.reading() as connection:
-            return frozenset(hidden_slugs(connection))
+            return visibilities(connection)
 
     def sae(self, slug: str) -> SAESummary:
         with self._database.reading() as connection:
             row = sae_row_of(connection, slug)
-            its_indexes = connection.execute(INDEXES.where(saes.c.sae_id == row["sae_id"])).mappings()
+            its_indexes = connection.execute(INDEXES_OF, {"slug": row["slug"]}).mappings()
             return SAESummary(
                 sae=sae_record(row), indexes=tuple(map(index_record, its_indexes)), visibility=row["visibility"]
             )
@@ -425,6 +460,12 @@ class Store:
                 following=following,
                 labels=all_labels_of(connection, index["sae_id"], feature_index),
             )
+
+    def context_text(self, slug: str, context_id: int, *, corpus: str | None = None) -> str:
+        """The text of a context that an example of this index points at."""
+        with self._database.reading() as connection:
+            index = index_row_of(connection, slug, corpus=corpus)
+            return context_text_of(connection, index, context_id, vocabulary=self._vocabulary(connection, index))
 
     def features(
         self,
@@ -471,6 +512,40 @@ class Store:
                 items=self._listed(connection, shown, index=index),
                 next=cursor_after(shown[-1], sort=sort) if len(rows) > limit else None,
             )
+
+    def label_vectors(self, slug: str) -> LabelVectors | None:
+        """What is known of the labels' vectors; None where none were made."""
+        with self._database.reading() as connection:
+            return vectors_of(connection, sae_row_of(connection, slug)["sae_id"])
+
+    def labels_without_vectors(self, slug: str, *, limit: int | None = None) -> dict[int, str]:
+        """What features are called whose label has no vector, or has another one than its vector's."""
+        with self._database.reading() as connection:
+            return missing_texts(connection, sae_row_of(connection, slug)["sae_id"], limit=limit)
+
+    def features_by_meaning(
+        self,
+        slug: str,
+        query: bytes,
+        *,
+        corpus: str | None = None,
+        min_density: float | None = None,
+        max_density: float | None = None,
+        min_confidence: float | None = None,
+        alive: bool = True,
+        limit: int = 50,
+    ) -> tuple[tuple[FeatureRow, float], ...]:
+        """The features whose labels are nearest to a vector (float16, as the labels'), with their cosines."""
+        asked = Asked(
+            sort="-density", q=None, within=None, min_density=min_density, max_density=max_density,
+            min_confidence=min_confidence, alive=alive, after=None, limit=limit,
+        )  # fmt: skip
+        with self._database.reading() as connection:
+            index = index_row_of(connection, slug, corpus=corpus)
+            found = ranked(connection, query, asked, index_id=index["index_id"], sae_id=index["sae_id"])
+            rows = feature_rows_of(connection, index["index_id"], [number for number, _ in found])
+            by_number = {row.feature.feature_index: row for row in self._listed(connection, rows, index=index)}
+            return tuple((by_number[number], cosine) for number, cosine in found)
 
     def feature_points(self, slug: str, *, corpus: str | None = None) -> list[FeaturePoint]:
         """All features, by feature index."""

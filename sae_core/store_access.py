@@ -15,11 +15,14 @@ from sae_core.schema import audit, sessions, tokens
 from sae_core.store_engine import Database
 from sae_core.store_lists import clean_author
 
+CLOCK_SLACK = timedelta(hours=1)  # by which the clocks of several servers may differ
 PREFIX = "saescope_"  # so that a token that was published by mistake can be found
 _LIVE = sa.select(tokens).where(tokens.c.revoked_at.is_(None))
 _BY_SECRET = _LIVE.where(tokens.c.sha256 == sa.bindparam("sha256"))
 _BY_SESSION = _LIVE.join(sessions).where(
-    sessions.c.sha256 == sa.bindparam("sha256"), sessions.c.expires_at > sa.bindparam("now")
+    sessions.c.sha256 == sa.bindparam("sha256"),
+    sessions.c.expires_at > sa.bindparam("now"),
+    sessions.c.expires_at <= sa.bindparam("latest"),
 )
 
 
@@ -66,9 +69,12 @@ class Accounts:
             row = connection.execute(_BY_SECRET, {"sha256": _digest(secret)}).mappings().first()
             return None if row is None else _token(row)
 
-    def by_session(self, secret: str) -> Token | None:
+    def by_session(self, secret: str, *, days: float) -> Token | None:
+        """Whose session this is; None if nobody's, or if it is over. `days`: for which a session lasts now: one that
+        would last longer was begun while the clock was ahead, or with another setting, and is over too."""
+        now = datetime.now(UTC)
         with self._database.reading() as connection:
-            asked = {"sha256": _digest(secret), "now": datetime.now(UTC)}
+            asked = {"sha256": _digest(secret), "now": now, "latest": now + timedelta(days=days) + CLOCK_SLACK}
             row = connection.execute(_BY_SESSION, asked).mappings().first()
             return None if row is None else _token(row)
 
@@ -82,7 +88,8 @@ class Accounts:
         viewer = self._database.viewer
         known = self._database if viewer is None else self._database.on_behalf_of(replace(viewer, name=token.name))
         with known.writing() as connection:
-            connection.execute(sa.delete(sessions).where(sessions.c.expires_at < now))
+            # Not those that have just ended: a clock that was ahead for a while is put right, and they go on.
+            connection.execute(sa.delete(sessions).where(sessions.c.expires_at < now - timedelta(days=days)))
             connection.execute(sa.insert(sessions).values(row))
         return session
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
-from sae_core import store_search
+from sae_core import store_meaning, store_search
 from sae_core.errors import NotFoundError
 from sae_core.explain.records import ReplacedLabel
 from sae_core.labels import KINDS
@@ -26,6 +26,13 @@ from sae_core.schema import label_history, labels
 from sae_core.store_rows import label_record, label_row
 
 UNDATED = datetime(1970, 1, 1, tzinfo=UTC)  # of a label of which nobody knows when it was written
+_HISTORY_OF = (
+    sa.select(label_history)
+    .where(
+        label_history.c.sae_id == sa.bindparam("sae_id"), label_history.c.feature_index == sa.bindparam("feature_index")
+    )
+    .order_by(label_history.c.history_id.desc())
+)
 _OWN = sa.select(labels).where(labels.c.sae_id == sa.bindparam("sae_id"))
 
 
@@ -79,6 +86,12 @@ def _says_the_same(one: Label, other: Label) -> bool:
 
 
 def upsert_labels(connection: sa.Connection, new: Mapping[int, Label], *, sae_id: int, d_sae: int) -> None:
+    with store_meaning.following(connection, sae_id, new):
+        _upsert(connection, new, sae_id=sae_id, d_sae=d_sae)
+    store_search.refresh_labels(connection, sae_id, list(new))
+
+
+def _upsert(connection: sa.Connection, new: Mapping[int, Label], *, sae_id: int, d_sae: int) -> None:
     for feature_index, label in new.items():
         if not 0 <= feature_index < d_sae:
             raise NotFoundError(f"There is no feature {feature_index}; this SAE's features are 0 to {d_sae - 1}.")
@@ -88,7 +101,6 @@ def upsert_labels(connection: sa.Connection, new: Mapping[int, Label], *, sae_id
         same = [labels.c[key] == row[key] for key in ("sae_id", "feature_index", "kind")]
         connection.execute(sa.delete(labels).where(*same))
         connection.execute(sa.insert(labels).values(row))
-    store_search.refresh_labels(connection, sae_id, list(new))
 
 
 def remove_label(connection: sa.Connection, feature_index: int, *, sae_id: int) -> None:
@@ -96,7 +108,8 @@ def remove_label(connection: sa.Connection, feature_index: int, *, sae_id: int) 
     same = (labels.c.sae_id == sae_id, labels.c.feature_index == feature_index, labels.c.kind == "human")
     if connection.execute(sa.select(labels.c.kind).where(*same)).first() is not None:
         _remember(connection, sae_id, feature_index, unless=None, at=datetime.now(UTC))
-    connection.execute(sa.delete(labels).where(*same))
+    with store_meaning.following(connection, sae_id, [feature_index]):
+        connection.execute(sa.delete(labels).where(*same))
     store_search.refresh_labels(connection, sae_id, [feature_index])
 
 
@@ -114,9 +127,5 @@ def _remember(connection: sa.Connection, sae_id: int, feature_index: int, *, unl
 
 def history_of(connection: sa.Connection, sae_id: int, feature_index: int) -> tuple[ReplacedLabel, ...]:
     """What a person's label replaced, the last first."""
-    own = (label_history.c.sae_id == sae_id, label_history.c.feature_index == feature_index)
-    query = sa.select(label_history).where(*own).order_by(label_history.c.history_id.desc())
-    return tuple(
-        ReplacedLabel(**{name: row[name] for name in ReplacedLabel.__dataclass_fields__})
-        for row in connection.execute(query).mappings()
-    )
+    rows = connection.execute(_HISTORY_OF, {"sae_id": sae_id, "feature_index": feature_index}).mappings()
+    return tuple(ReplacedLabel(**{name: row[name] for name in ReplacedLabel.__dataclass_fields__}) for row in rows)

@@ -10,6 +10,7 @@ from itertools import chain
 import sqlalchemy as sa
 
 from sae_core.errors import InputError
+from sae_core.labels import KINDS
 from sae_core.records import MAP_SIDE, FeatureMap, LabelText, Neighbours
 from sae_core.schema import features, labels, maps
 
@@ -58,16 +59,17 @@ def map_of(connection: sa.Connection, sae_id: int) -> FeatureMap | None:
 
 
 def label_texts_of(connection: sa.Connection, sae: sa.RowMapping) -> list[LabelText]:
-    """What every labelled feature is called, by feature index: a person's label before an automatic one."""
+    """What every labelled feature is called, by feature index: by the first of `KINDS` that it has."""
     query = sa.select(labels.c.feature_index, labels.c.kind, labels.c.text, labels.c.score)
-    texts: dict[int, str] = {}
+    texts: dict[int, tuple[int, str]] = {}
     scores: dict[int, float | None] = {}
     for number, kind, text, score in connection.execute(query.where(labels.c.sae_id == sae["sae_id"])):
-        if kind == "human" or number not in texts:
-            texts[number] = text
+        rank = KINDS.index(kind)
+        if number not in texts or rank < texts[number][0]:
+            texts[number] = rank, text
         if kind == "automatic":
             scores[number] = score
-    return [LabelText(feature_index=i, text=texts[i], confidence=scores.get(i)) for i in sorted(texts)]
+    return [LabelText(feature_index=i, text=texts[i][1], confidence=scores.get(i)) for i in sorted(texts)]
 
 
 def _packed(xs: Sequence[int], ys: Sequence[int]) -> bytes:

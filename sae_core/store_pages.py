@@ -112,7 +112,7 @@ def page_statement(connection: sa.Connection, asked: Asked, *, index_id: int, sa
         matches = matches.where(is_found, key.between(*store_search.search_ids(index_id)))
         conditions.append(features.c.feature_index.in_(matches))
     if asked.min_confidence is not None:
-        conditions.append(_is_confident(features.c.feature_index, asked.min_confidence, sae_id=sae_id))
+        conditions.append(is_confident(features.c.feature_index, asked.min_confidence, sae_id=sae_id))
     at_least, at_most = asked.density(column if column is features.c.density else _unindexed(features.c.density))
     query = sa.select(*_LISTED, column.label("sorted_by"))
     number: sa.ColumnElement[int] = features.c.feature_index
@@ -170,7 +170,7 @@ def _found_by_density(
     found = sa.select(feature_texts.c.search_id, feature_texts.c.feature_index).select_from(place)
     found = found.where(is_found, key.between(*span))
     if asked.min_confidence is not None:
-        found = found.where(_is_confident(feature_texts.c.feature_index, asked.min_confidence, sae_id=sae_id))
+        found = found.where(is_confident(feature_texts.c.feature_index, asked.min_confidence, sae_id=sae_id))
     few = found.order_by(key.asc() if asked.falls else key.desc()).limit(asked.limit + 1).subquery()
     query = sa.select(*_LISTED, features.c.density.label("sorted_by")).join(
         few, features.c.feature_index == few.c.feature_index
@@ -209,7 +209,7 @@ _SAME_FEATURE = sa.and_(
 )
 
 
-def _is_confident(feature_index: Any, least: float, *, sae_id: int) -> Any:
+def is_confident(feature_index: Any, least: float, *, sae_id: int) -> Any:
     """The feature has an automatic label with at least this confidence."""
     its = labels.alias("its_label")  # a list by confidence has another row of labels
     own = (its.c.sae_id == sae_id, its.c.feature_index == feature_index, its.c.kind == "automatic")

@@ -5,7 +5,7 @@ the SAE is gone or another one has taken the slug. What was picked out in the te
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -56,7 +56,7 @@ def probe_of(connection: sa.Connection, probe_id: str) -> SharedProbe:
 
 
 def newest_probes(connection: sa.Connection, *, limit: int) -> list[SharedProbe]:
-    """The newest of SAEs that are listed for the viewer; of those that are gone, all."""
+    """The newest of SAEs that are listed for the viewer, or were before they were deleted."""
     shown = probes.c.slug.not_in(unlisted_slugs(connection))
     query = sa.select(probes).where(shown).order_by(probes.c.created_at.desc(), probes.c.probe_id).limit(limit)
     return _records(connection, connection.execute(query).mappings().all())
@@ -70,14 +70,18 @@ def remove_probe(connection: sa.Connection, probe_id: str) -> None:
 def _records(connection: sa.Connection, rows: Sequence[sa.RowMapping]) -> list[SharedProbe]:
     query = sa.select(saes.c.slug, saes.c.created_at).where(saes.c.slug.in_({row["slug"] for row in rows}))
     made: dict[str, datetime] = {row["slug"]: row["created_at"] for row in connection.execute(query).mappings()}
-    return [_record(row, made=made.get(row["slug"])) for row in rows]
+    hidden = hidden_slugs(connection)
+    return [_record(row, made=made.get(row["slug"]), hidden=hidden) for row in rows]
 
 
-def _record(row: sa.RowMapping, *, made: datetime | None) -> SharedProbe:
+def _record(row: sa.RowMapping, *, made: datetime | None, hidden: Collection[str]) -> SharedProbe:
     problem = None
     if made is None:
         problem = f'The SAE "{row["slug"]}" has been deleted, and with it what its features were.'
     elif made != row["sae_created_at"]:
         problem = f'The SAE "{row["slug"]}" has been replaced since this was shared: its features are others now.'
-    names = ("probe_id", "slug", "text", "state", "author", "created_at")
-    return SharedProbe(**{name: row[name] for name in names}, problem=problem)
+    names = ("probe_id", "slug", "text", "author", "created_at")
+    state = dict(row["state"])
+    if "beside" in state:  # further SAEs, by name
+        state["beside"] = [slug for slug in state["beside"] if slug not in hidden]
+    return SharedProbe(**{name: row[name] for name in names}, state=state, problem=problem)

@@ -20,7 +20,9 @@ from sae_core.store_rows import (
     feature_record,
     label_record,
     named_features,
+    token_texts,
     unpacked_examples,
+    unpacked_token_ids,
 )
 from sae_core.store_viewer import is_hidden
 
@@ -184,6 +186,18 @@ def examples_of(
         shown = example_record(example, its_contexts[example.context_id], vocabulary=vocabulary)
         found.setdefault(example.feature_index, []).append(shown)
     return found
+
+
+def context_text_of(connection: sa.Connection, index: sa.RowMapping, context_id: int, *, vocabulary: Vocabulary) -> str:
+    """A context of the index's corpus, as it was before a start token was put in front of it."""
+    asked = {"corpus_id": index["corpus_id"], "some": [context_id]}
+    row = connection.execute(_CONTEXTS_OF, asked).mappings().one_or_none()
+    if row is None:
+        raise NotFoundError(
+            f'No example of the SAE "{index["slug"]}" on "{index["name"]}" has the context {context_id}.'
+        )
+    texts = token_texts(unpacked_token_ids(row["token_ids"]), vocabulary=vocabulary)
+    return "".join(texts[1 if index["prepend_bos"] else 0 :])
 
 
 def _chunked(feature_indexes: Collection[int]) -> Iterator[list[int]]:

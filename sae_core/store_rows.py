@@ -433,6 +433,12 @@ def token_texts(token_ids: Sequence[int], *, vocabulary: Vocabulary) -> list[str
     return display_strings([tokens[i] if i < len(tokens) else b"[%d]" % i for i in token_ids])
 
 
+def _token_text(token_id: int, *, vocabulary: Vocabulary) -> str:
+    """Display string of a token that stands alone."""
+    known = vocabulary.texts[token_id] if token_id < len(vocabulary.texts) else None
+    return known if known is not None else token_texts([token_id], vocabulary=vocabulary)[0]
+
+
 def top_places(examples: PackedExamples, *, most: int) -> list[tuple[int, int]]:
     """Context and position of the first so many top examples."""
     n = min(most, examples.bands.count(TOP_BAND))
@@ -443,7 +449,7 @@ def top_places(examples: PackedExamples, *, most: int) -> list[tuple[int, int]]:
 
 def _token_weights(packed: bytes, *, vocabulary: Vocabulary) -> tuple[TokenWeight, ...]:
     return tuple(
-        TokenWeight(token=token_texts([token_id], vocabulary=vocabulary)[0], token_id=token_id, weight=weight)
+        TokenWeight(token=_token_text(token_id, vocabulary=vocabulary), token_id=token_id, weight=weight)
         for token_id, weight in unpacked_pairs(packed)
     )
 
@@ -476,9 +482,7 @@ def _unpacked_samples(packed: bytes, *, vocabulary: Vocabulary) -> dict[str, Any
     for name in ("tokens_on", "tokens_before", "tokens_after"):
         end = start + 1 + size * packed[start]
         found[name] = tuple(
-            TokenShare(
-                token=token_texts([token_id], vocabulary=vocabulary)[0], token_id=token_id, count=count, share=share
-            )
+            TokenShare(token=_token_text(token_id, vocabulary=vocabulary), token_id=token_id, count=count, share=share)
             for token_id, count, share in struct.iter_unpack("<IHf", packed[start + 1 : end])
         )
         start = end

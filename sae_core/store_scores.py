@@ -24,6 +24,11 @@ _PLAIN = tuple(
     name for name in LabelScore.__dataclass_fields__ if name not in ("trials", "created_at", "feature_index")
 )
 
+_some: sa.BindParameter[list[int]] = sa.bindparam("some", expanding=True)
+_SCORES_OF = sa.select(label_scores).where(
+    label_scores.c.index_id == sa.bindparam("index_id"), label_scores.c.feature_index.in_(_some)
+)
+
 
 def upsert_scores(connection: sa.Connection, new: Iterable[LabelScore], *, index_id: int) -> None:
     """Each takes the place of an older one of the same feature, kind of label and method."""
@@ -47,10 +52,7 @@ def scores_of(
     """The scores of these features, by feature, kind and method, with their trials as texts."""
     rows: list[sa.RowMapping] = []
     for some in _chunked(sorted(feature_indexes)):
-        query = sa.select(label_scores).where(
-            label_scores.c.index_id == index["index_id"], label_scores.c.feature_index.in_(some)
-        )
-        rows += connection.execute(query).mappings().all()
+        rows += connection.execute(_SCORES_OF, {"index_id": index["index_id"], "some": some}).mappings().all()
     rows.sort(key=lambda row: (row["feature_index"], KINDS.index(row["kind"]), row["method"]))
     unpacked = [json.loads(zlib.decompress(row["trials"])) for row in rows]
     token_ids = _token_ids(connection, index["corpus_id"], {trial[0] for trials in unpacked for trial in trials})

@@ -9,10 +9,19 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
-from sae_core.access_records import Viewer
-from sae_core.schema import audit, saes
+from sae_core.access_records import Viewer, Visibility
+from sae_core.schema import audit, deleted_saes, saes
 
 OPTION = "saescope_viewer"  # of a connection: set by `store_engine` for each transaction
+
+# Made once: to put a query together costs SQLAlchemy more than to run it.
+_ALL = sa.union_all(
+    sa.select(saes.c.slug, saes.c.visibility), sa.select(deleted_saes.c.slug, deleted_saes.c.visibility)
+)
+_PRIVATE = sa.union_all(
+    sa.select(saes.c.slug).where(saes.c.visibility == "private"),
+    sa.select(deleted_saes.c.slug).where(deleted_saes.c.visibility == "private"),
+)
 
 
 def viewer_of(connection: sa.Connection) -> Viewer | None:
@@ -25,23 +34,28 @@ def is_hidden(connection: sa.Connection, sae: sa.RowMapping) -> bool:
     return _is_limited(connection) and sae["visibility"] == "private"
 
 
-def is_listed(connection: sa.Connection, sae: sa.RowMapping) -> bool:
-    """Whether lists and searches have it for the viewer."""
-    return not _is_limited(connection) or sae["visibility"] == "public"
+def is_listed(connection: sa.Connection, visibility: Visibility) -> bool:
+    """Whether lists and searches have such an SAE for the viewer."""
+    return not _is_limited(connection) or visibility == "public"
 
 
 def hidden_slugs(connection: sa.Connection) -> Collection[str]:
-    """The SAEs that are not there for the viewer."""
+    """The SAEs that are not there for the viewer, the deleted among them."""
     if not _is_limited(connection):
         return ()
-    return connection.scalars(sa.select(saes.c.slug).where(saes.c.visibility == "private")).all()
+    return connection.scalars(_PRIVATE).all()
+
+
+def visibilities(connection: sa.Connection) -> dict[str, Visibility]:
+    """Who finds each SAE, or found it before it was deleted; of the deleted those that not everybody found."""
+    return {row.slug: row.visibility for row in connection.execute(_ALL)}
 
 
 def unlisted_slugs(connection: sa.Connection) -> Collection[str]:
-    """The SAEs that lists and searches leave out for the viewer."""
+    """The SAEs that lists and searches leave out for the viewer, the deleted among them."""
     if not _is_limited(connection):
         return ()
-    return connection.scalars(sa.select(saes.c.slug).where(saes.c.visibility != "public")).all()
+    return [slug for slug, known in visibilities(connection).items() if known != "public"]
 
 
 def note_write(connection: sa.Connection) -> None:

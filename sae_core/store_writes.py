@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from sae_core import store_search
+from sae_core import store_meaning, store_search
 from sae_core.access_records import Visibility
 from sae_core.digests import Digest
 from sae_core.labels import AUTHOR, KIND
@@ -27,10 +27,24 @@ from sae_core.records import (
     ModelInfo,
     PackedExamples,
     PackedFeature,
+    SAEContents,
     SAEInfo,
     Vocabulary,
 )
-from sae_core.schema import contexts, corpora, examples, features, indexes, labels, models, saes
+from sae_core.schema import (
+    contexts,
+    corpora,
+    deleted_saes,
+    examples,
+    features,
+    indexes,
+    labels,
+    list_items,
+    models,
+    probes,
+    saes,
+    steerings,
+)
 from sae_core.store_bulk import insert_rows
 from sae_core.store_check import contexts_sha256, weights_digest
 from sae_core.store_rows import (
@@ -62,7 +76,7 @@ def upsert_sae(
         "weights_sha256": weights_digest(sae.weights_path),
     }
     old = connection.execute(sa.select(saes).where(saes.c.slug == sae.slug)).mappings().one_or_none()
-    row["visibility"] = visibility if old is None else old["visibility"]
+    row["visibility"] = _taken_over(connection, sae.slug) or visibility if old is None else old["visibility"]
     if old is not None:
         here = {name: row[name] for name in ("weights_path", "weights_sha256")} | {"sae_id": old["sae_id"]}
         if dict(old) | here == row | here:
@@ -82,6 +96,40 @@ def remove_sae(connection: sa.Connection, sae_id: int, *, keep_model: int | None
     connection.execute(sa.delete(models).where(models.c.model_id.not_in(used), models.c.model_id != (keep_model or 0)))
 
 
+def contents_of(connection: sa.Connection, sae: sa.RowMapping) -> SAEContents:
+    """What the database has of an SAE, and of others that names it. `sae`: a row of `saes`."""
+    sae_id, slug = sae["sae_id"], sae["slug"]
+
+    def n(table: sa.Table, *where: sa.ColumnElement[bool]) -> int:
+        return connection.execute(sa.select(sa.func.count()).select_from(table).where(*where)).scalar_one()
+
+    its_names = (table.c.slug == slug for table in (list_items, probes, steerings))
+    n_list_items, n_probes, n_steerings = map(n, (list_items, probes, steerings), its_names)
+    return SAEContents(
+        n_indexes=n(indexes, indexes.c.sae_id == sae_id),
+        n_labels=n(labels, labels.c.sae_id == sae_id),
+        n_human_labels=n(labels, labels.c.sae_id == sae_id, labels.c.kind == "human"),
+        n_list_items=n_list_items,
+        n_probes=n_probes,
+        n_steerings=n_steerings,
+    )
+
+
+def delete_sae(connection: sa.Connection, sae: sa.RowMapping) -> None:
+    """What is left that bears its name is as hidden as it was. `sae`: a row of `saes`."""
+    remove_sae(connection, sae["sae_id"])
+    if sae["visibility"] != "public":
+        connection.execute(sa.insert(deleted_saes).values(slug=sae["slug"], visibility=sae["visibility"]))
+
+
+def _taken_over(connection: sa.Connection, slug: str) -> Visibility | None:
+    """The visibility of the deleted SAE whose name a new one takes; None if everybody found it, or there was none."""
+    its = deleted_saes.c.slug == slug
+    visibility: Visibility | None = connection.scalar(sa.select(deleted_saes.c.visibility).where(its))
+    connection.execute(sa.delete(deleted_saes).where(its))
+    return visibility
+
+
 def insert_index(connection: sa.Connection, records: IndexRecords, *, sae_id: int, vocabulary: Vocabulary) -> int:
     corpus = records.info.corpus
     corpus_id = _upserted_corpus(connection, corpus)
@@ -89,7 +137,10 @@ def insert_index(connection: sa.Connection, records: IndexRecords, *, sae_id: in
     row = index_row(records.info, sae_id=sae_id, corpus_id=corpus_id)
     index_id = _inserted_id(connection, indexes, row)
     token_ids = _inserted_contexts(connection, records.contexts, corpus_id=corpus_id)
-    texts = _inserted_features(connection, records.features, sae_id=sae_id, index_id=index_id, vocabulary=vocabulary)
+    with store_meaning.following(connection, sae_id):  # labels too are made anew
+        texts = _inserted_features(
+            connection, records.features, sae_id=sae_id, index_id=index_id, vocabulary=vocabulary
+        )
     sums = _inserted_examples(connection, records.examples, texts, token_ids, sae_id=sae_id, index_id=index_id)
     connection.execute(sa.update(indexes).where(indexes.c.index_id == index_id).values(sums))
     if records.sample is not None:

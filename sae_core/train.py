@@ -78,15 +78,18 @@ def train_together(configs: dict[str, TrainConfig], *, runs: Path, shard: str = 
     config = next(iter(configs.values()))
     device = choose_device(config.device)
     if not pending:
-        info = load_outline(config.model, dtype=config.dtype).info
-        return [_info(folders[slug].path, own, info) for slug, own in configs.items()]
+        outline = load_outline(config.model, dtype=config.dtype)
+        return [
+            _info(folders[slug].path, own, outline.info, d_in=outline.width(own.hook_name))
+            for slug, own in configs.items()
+        ]
     files = [RunFiles(folders[slug].path) for slug in pending] if ranks.is_first else []
     with (
         recorded(files, kind="training", together=list(pending), processes=ranks.size) as log,
         _said_plainly(ranks),
         closing(_Source(list(pending.values()), device, runs=runs, ranks=ranks)) as source,
     ):
-        trainees = [_Run(folders[slug], _trainee(own, source.info, device, ranks)) for slug, own in pending.items()]
+        trainees = [_Run(folders[slug], _trainee(own, source, device, ranks)) for slug, own in pending.items()]
         with _said_plainly(ranks), stop_request() as stop:
             _run(trainees, source, stop=stop, ranks=ranks, log=log)
         if not all(run.trainee.is_done for run in trainees):
@@ -96,7 +99,9 @@ def train_together(configs: dict[str, TrainConfig], *, runs: Path, shard: str = 
             whole = run.trainee.finished()
             if ranks.is_first:
                 run.folder.save_weights(whole)
-    return [_info(folders[slug].path, own, source.info) for slug, own in configs.items()]
+    return [
+        _info(folders[slug].path, own, source.info, d_in=source.width(own.hook_name)) for slug, own in configs.items()
+    ]
 
 
 def default_slug(config: TrainConfig) -> str:
@@ -137,14 +142,14 @@ class _Source:
             self.info = kept  # the model is not here any more, and need not be
         else:
             self.info = outline.info
-            for name in self.hook_names:
-                outline.check_hook(name)
+        self._outline, self._widths = outline, cache.widths() if cache and not outline else {}
+        widest = max(map(self.width, self.hook_names))
         needs_model = ranks.agree(kept is None or kept.revision != self.info.revision)
         weights = weight_bytes(outline.module, config.dtype) if needs_model and outline else 0
         spreads = config.device == AUTO
         beside = check_memory(
             [_own_part(own, ranks) for own in configs],
-            d_model=self.info.d_model,
+            d_model=widest,
             device=device,
             buffer_tokens=self.buffer_tokens,
             model_bytes=min(weights, 1) if spreads else weights,  # if it is spread it takes what is left
@@ -165,6 +170,10 @@ class _Source:
             self.filler = CachingFiller(cache, lambda: filler, device=device, ranks=ranks)
         else:
             self.filler = CachingFiller(cache, from_model, device=device, ranks=ranks)
+
+    def width(self, hook_name: str) -> int:
+        """How many numbers a token has there. Raises ConfigError if the model has no such hook point."""
+        return self._outline.width(hook_name) if self._outline else self._widths.get(hook_name, self.info.d_model)
 
     def batches(self, start: Place, watch: Watch) -> Iterator[Batch]:
         """Batches from the buffer that begins at `start`."""
@@ -210,9 +219,10 @@ def _own_part(config: TrainConfig, ranks: Ranks) -> TrainConfig:
     return dataclasses.replace(config, d_sae=max(config.k, config.d_sae // ranks.size))
 
 
-def _trainee(config: TrainConfig, info: ModelInfo, device: torch.device, ranks: Ranks) -> Trainee:
-    d_out = info.d_model if config.target_hook else None
-    return Trainee(config, d_in=info.d_model, d_out=d_out, device=device, ranks=ranks)
+def _trainee(config: TrainConfig, source: _Source, device: torch.device, ranks: Ranks) -> Trainee:
+    """An SAE for vectors of the width that those at its hook have; a transcoder gives those at its target."""
+    d_out = source.width(config.target_hook_name) if config.target_hook_name else None
+    return Trainee(config, d_in=source.width(config.hook_name), d_out=d_out, device=device, ranks=ranks)
 
 
 def _run(runs: Sequence[_Run], source: _Source, *, stop: StopRequest, ranks: Ranks, log: RunLog) -> None:
@@ -319,10 +329,11 @@ def trained(folder: Path) -> SAEInfo:
     if not (folder / CONFIG_FILE).exists() or not (folder / WEIGHTS_FILE).exists():
         raise NotFoundError(f"There is no trained SAE in {folder}; train it first, or name another --home.")
     config = TrainConfig.load(folder / CONFIG_FILE)
-    return _info(folder, config, load_outline(config.model, dtype=config.dtype).info)
+    outline = load_outline(config.model, dtype=config.dtype)
+    return _info(folder, config, outline.info, d_in=outline.width(config.hook_name))
 
 
-def _info(folder: Path, config: TrainConfig, model: ModelInfo) -> SAEInfo:
+def _info(folder: Path, config: TrainConfig, model: ModelInfo, *, d_in: int) -> SAEInfo:
     weights = folder / WEIGHTS_FILE
     created = weights.stat().st_mtime if weights.exists() else time.time()
     return SAEInfo(
@@ -331,7 +342,7 @@ def _info(folder: Path, config: TrainConfig, model: ModelInfo) -> SAEInfo:
         hook_name=config.hook_name,
         layer=config.layer,
         architecture=config.architecture,
-        d_in=model.d_model,
+        d_in=d_in,
         d_sae=config.d_sae,
         k=config.k,
         n_training_tokens=config.tokens,

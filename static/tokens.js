@@ -1,4 +1,5 @@
-// Tokens: a tooltip with token, id and activation; arrow keys within an example; width and signs without a reload.
+// Tokens: a tooltip with token, id and activation; arrow keys within an example; width and signs without a reload. The
+// page holds the tokens of its own width; those of a wider one are fetched where it is chosen.
 
 const SIGNS = { " ": "·", "\n": "↵\n", "\t": "⇥\t", "\r": "␍" };
 const signs = (text) => text.replace(/[ \n\t\r]/g, (character) => SIGNS[character]);
@@ -90,6 +91,37 @@ function startReading(reading) {
     }
   };
 
+  const reaches = ["short", "medium", "full"];
+  let printed = reaches.findIndex((reach) => reading.classList.contains(`w-${reach}`));
+  let wanted = null;
+
+  const fetchExamples = async (link) => {
+    const answer = await fetch(link.href);
+    if (!answer.ok) throw new Error(answer.statusText);
+    const found = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const groups = found.querySelectorAll(".reading .group");
+    if (wanted !== link) return false; // another width was chosen since
+    for (const old of reading.querySelectorAll(".group")) old.remove();
+    reading.append(...groups);
+    startWalking(reading.querySelectorAll(".examples .tokens"));
+    return true;
+  };
+
+  const chooseWidth = async (link) => {
+    wanted = link;
+    const reach = reaches.indexOf(link.dataset.width);
+    try {
+      if (reach > printed) {
+        if (!(await fetchExamples(link))) return;
+        printed = reach;
+      }
+    } catch {
+      location.assign(link.href);
+      return;
+    }
+    setWidth(link);
+  };
+
   const setWidth = (link) => {
     reading.classList.remove("w-short", "w-medium", "w-full");
     reading.classList.add(`w-${link.dataset.width}`);
@@ -116,7 +148,7 @@ function startReading(reading) {
   for (const link of widths) {
     link.addEventListener("click", (event) => {
       event.preventDefault();
-      setWidth(link);
+      chooseWidth(link);
     });
   }
   breaks?.addEventListener("click", (event) => {

@@ -15,6 +15,7 @@ import httpx
 import pytest
 import yaml
 
+from app.server import SPARE_FILES
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +60,7 @@ def test_the_environment_is_that_of_the_settings() -> None:
     given = {name for name in SERVICES["app"]["environment"] if name.startswith("SAESCOPE_")}
     assert given and given <= names
     assert Settings(host=START[START.index("--host") + 1]).needs_login
+    assert SERVICES["app"]["ulimits"]["nofile"] >= Settings().max_connections + SPARE_FILES
     assert SERVICES["app"]["healthcheck"]["test"][1:] == HEALTH
 
 

@@ -21,11 +21,12 @@ from app.changes import from_this_site
 from app.error_pages import error_response
 from app.rendering import is_data, path_of, url
 from app.settings import Settings
+from sae_core.access_records import Token
 from sae_core.errors import ForbiddenError, LoginNeededError, SaescopeError
 from sae_core.store import Store
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
-FORWARDED = ("x-forwarded-for", "x-forwarded-host", "forwarded")
+FORWARDED = ("x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "forwarded", "via")
 
 
 class Gate:
@@ -65,10 +66,14 @@ class Gate:
                 raise LoginNeededError("This token opens nothing: it is misspelt or was revoked; ask for a new one.")
             return of_token(token, has_session=False)
         session = request.cookies.get(SESSION_COOKIE)
-        token = await run_in_threadpool(store.accounts.by_session, session) if session else None
+        token = await self._of_session(store, session) if session else None
         if token is not None:
             return of_token(token, has_session=True)
         return VISITOR if self._settings.visitors else NOBODY
+
+    async def _of_session(self, store: Store, session: str) -> Token | None:
+        days = self._settings.session_days
+        return await run_in_threadpool(lambda: store.accounts.by_session(session, days=days))
 
 
 def admit(request: Request) -> None:
@@ -85,7 +90,12 @@ def admit(request: Request) -> None:
 
 
 def check_local(request: Request) -> None:
-    """Raises ForbiddenError unless this machine's own user asks."""
+    """Raises ForbiddenError unless this machine's own user asks. What says that a proxy has brought the request comes
+    first: a page of a foreign name may send that too, and who the client is could then be what it says."""
+    if any(header in request.headers for header in FORWARDED):
+        raise ForbiddenError(
+            "This server asks for no login, and a proxy has brought this request; start it with --login behind one."
+        )
     host = request.client.host if request.client else ""
     if not _is_loopback(host):
         return  # no address of a socket that listens on this machine only: a test's own client
@@ -94,10 +104,6 @@ def check_local(request: Request) -> None:
         raise ForbiddenError(
             f'This server asks for no login, so it answers only to this machine\'s own name, and not as "{name}"; '
             "start it with --login to be reached under another."
-        )
-    if any(header in request.headers for header in FORWARDED):
-        raise ForbiddenError(
-            "This server asks for no login, and a proxy has brought this request; start it with --login behind one."
         )
 
 

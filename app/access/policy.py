@@ -10,11 +10,9 @@ from sae_core.access_records import Role
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 OPEN = re.compile(r"/(login|logout|healthz|readyz|favicon\.ico|static/.*|api/access)")  # asks for no role
-ADMIN = re.compile(r"(/api)?/(audit|imports?)(/.*)?")
+ADMIN = re.compile(r"(/api)?/(audit|imports?|saes/[^/]+/delete)(/.*)?")
 # Changes of what is everybody's: an SAE as a whole, its visibility, its indexes, and what was imported or run.
-ADMIN_CHANGES = re.compile(
-    r"(/api)?/(saes(/[^/]+)?|saes/[^/]+/(visibility|delete|indexes.*)|(runs|models|corpora)(/.*)?)"
-)
+ADMIN_CHANGES = re.compile(r"(/api)?/(saes(/[^/]+)?|saes/[^/]+/(visibility|indexes.*)|(runs|models|corpora)(/.*)?)")
 
 
 def needed_role(method: str, path: str) -> Role | None:

@@ -4,6 +4,7 @@ A feature at a time for each of them; a language model is asked by the same code
 """
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
@@ -14,6 +15,7 @@ from sae_core.errors import BusyError, SaescopeError
 from sae_core.explain.bench import Bench, pattern_scores
 from sae_core.explain.client import Client
 from sae_core.explain.job import Labelling
+from sae_core.explain.records import Embedded
 from sae_core.store import Store
 
 MOST_AT_ONCE = 8  # features that are being labelled; one more is answered with 503
@@ -36,8 +38,10 @@ class Work:
 class Background:
     """The labelling that goes on in this server."""
 
-    def __init__(self, store: Store, settings: Settings) -> None:
-        self._store, self._settings = store, settings
+    def __init__(self, settings: Settings, store: Store) -> None:
+        """`store`: nobody's, for what no one is said to have written (`keep_vectors`)."""
+        self._settings = settings
+        self._store = store
         self._works: dict[Key, Work] = {}
         self._tasks: dict[Key, asyncio.Task[None]] = {}
 
@@ -49,9 +53,9 @@ class Background:
     def work(self, slug: str, feature_index: int, corpus: str | None) -> Work | None:
         return self._works.get((slug, feature_index, corpus))
 
-    def start(self, slug: str, feature_index: int, corpus: str | None, *, by: By) -> Work:
-        """Begins, unless it is already going on. Raises BusyError where there is too much, ConfigError without a
-        model to ask."""
+    def start(self, store: Store, slug: str, feature_index: int, corpus: str | None, *, by: By) -> Work:
+        """Begins, unless it is already going on; `store` as whoever asks sees it, so that the audit trail names them.
+        Raises BusyError where there is too much, ConfigError without a model to ask."""
         key = (slug, feature_index, corpus)
         if key in self._tasks:
             return self._works[key]
@@ -62,9 +66,13 @@ class Background:
         while len(self._works) >= REMEMBERED:
             self._works.pop(next(iter(self._works)))
         work = self._works[key] = Work(by=by, is_running=True)
-        task = self._tasks[key] = asyncio.create_task(self._run(key, by))
+        task = self._tasks[key] = asyncio.create_task(self._run(store, key, by))
         task.add_done_callback(lambda _: self._tasks.pop(key, None))
         return work
+
+    def keep_vectors(self, slug: str, made: Embedded, texts: Mapping[int, str], vectors: Sequence[bytes]) -> None:
+        """Vectors of labels that a search made on its way: nothing that whoever searched has changed."""
+        self._store.add_label_vectors(slug, made.model, texts, vectors)
 
     async def close(self) -> None:
         tasks = list(self._tasks.values())
@@ -72,10 +80,10 @@ class Background:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, key: Key, by: By) -> None:
+    async def _run(self, store: Store, key: Key, by: By) -> None:
         problem = None
         try:
-            await (self._ask(key) if by == "model" else asyncio.to_thread(self._fit, key))
+            await (self._ask(store, key) if by == "model" else asyncio.to_thread(self._fit, store, key))
         except SaescopeError as error:
             problem = str(error)
         except Exception:
@@ -83,21 +91,21 @@ class Background:
             raise
         self._works[key] = Work(by=by, is_running=False, problem=problem)
 
-    async def _ask(self, key: Key) -> None:
+    async def _ask(self, store: Store, key: Key) -> None:
         slug, feature_index, corpus = key
-        bench = await asyncio.to_thread(Bench, self._store, slug, corpus=corpus)
+        bench = await asyncio.to_thread(Bench, store, slug, corpus=corpus)
         async with Client(endpoint_of(self._settings)) as client:
             job = Labelling(bench, client)
             await job.run([feature_index])
         for problem in job.progress.problems:
             raise SaescopeError(problem)
 
-    def _fit(self, key: Key) -> None:
+    def _fit(self, store: Store, key: Key) -> None:
         slug, feature_index, corpus = key
-        bench = Bench(self._store, slug, corpus=corpus)
+        bench = Bench(store, slug, corpus=corpus)
         label, scores = pattern_scores(bench, feature_index)
         if label is not None:
-            self._store.add_labels(slug, {feature_index: label})
-        self._store.add_scores(slug, scores, corpus=corpus)
+            store.add_labels(slug, {feature_index: label})
+        store.add_scores(slug, scores, corpus=corpus)
         if not scores:
             raise SaescopeError("There are too few texts in which this feature fires to test a label on.")

@@ -7,18 +7,25 @@ from app.settings import Settings
 from sae_core.arguments import add_device_argument, count
 from sae_core.store import Store
 
-KINDS = ("neurons", "pca")
+KINDS = ("neurons", "coordinates", "pca")  # as in sae_core.explain.bases, which loads torch
 
 BASIS = """\
-Make, from the vectors that an SAE reads, something to compare it with: their own coordinates (neurons) or their
-principal components (pca), either sign of each as a feature, the k largest of a token active. It is indexed, browsed,
-labelled and scored like an SAE, as SLUG-neurons or SLUG-pca; the page of label scores shows what the SAE bought."""
+Make something to compare an SAE with: the neurons of the MLP in its layer (neurons), the coordinates of the vectors
+that it reads (coordinates; those of a residual stream are no neurons), or their principal components (pca). Either sign
+of each is a feature, the k largest of a token are active. It is indexed, browsed, labelled and scored like an SAE, as
+SLUG-neurons, SLUG-coordinates or SLUG-pca; the page of label scores shows what the SAE bought."""
 
 
 def add_basis_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("slug", metavar="SLUG", help="the SAE, as `train` named it")
     how = parser.add_argument_group("which basis")
-    how.add_argument("--kind", choices=KINDS, nargs="+", default=list(KINDS), help="one or both (both)")
+    how.add_argument(
+        "--kind",
+        choices=KINDS,
+        nargs="+",
+        default=["neurons", "pca"],
+        help="one or more: neurons, coordinates, pca (neurons and pca)",
+    )
     how.add_argument("--k", type=count, metavar="N", help="features active on a token (as the SAE has)")
     add_device_argument(how)
 

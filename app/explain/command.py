@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 
+from app.explain.embed import embed_labels
 from app.export import feature_numbers
 from app.settings import Settings
 from sae_core.arguments import count
@@ -28,13 +29,17 @@ With --patterns nobody is asked: runs of words with wildcards are fitted to a fe
 labels of the index are tested the same way. Otherwise a language model is asked, at any endpoint that speaks OpenAI's
 chat completions (vLLM, Ollama, llama.cpp, LM Studio, OpenRouter, OpenAI): SAESCOPE_LLM_BASE_URL, SAESCOPE_LLM_MODEL
 and, if it needs one, SAESCOPE_LLM_KEY. What that takes is said first. Each answer is stored at once: after Ctrl-C the
-same command goes on, and nothing is asked twice. People's labels stay. docs/explaining.md has the details."""
+same command goes on, and nothing is asked twice. People's labels stay.
+
+With --embed the labels that are there become vectors, by which the page of features is searched by meaning.
+docs/explaining.md has the details."""
 
 LABEL_EXAMPLES = """\
 examples:
   saescope label SLUG --patterns
   SAESCOPE_LLM_BASE_URL=http://localhost:11434/v1 SAESCOPE_LLM_MODEL=llama3.1:8b saescope label SLUG --top 100
-  saescope label SLUG --unlabelled --price-in 0.15 --price-out 0.6 --max-cost 5"""
+  saescope label SLUG --unlabelled --price-in 0.15 --price-out 0.6 --max-cost 5
+  saescope label SLUG --embed sentence-transformers/all-MiniLM-L6-v2"""
 
 
 def add_label_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +52,7 @@ def add_label_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--corpus", metavar="NAME", help="on whose texts (the newest index)")
     how = parser.add_argument_group("by whom")
     how.add_argument("--patterns", action="store_true", help="by patterns, without a language model")
+    how.add_argument("--embed", metavar="MODEL", help="by nobody: make vectors of labels by this embedding model")
     how.add_argument("--base-url", metavar="URL", help="root of the endpoint's API (SAESCOPE_LLM_BASE_URL)")
     how.add_argument("--model", metavar="NAME", help="as the endpoint knows it (SAESCOPE_LLM_MODEL)")
     how.add_argument("--concurrency", type=count, metavar="N", help="questions at a time (SAESCOPE_LLM_CONCURRENCY; 4)")
@@ -62,6 +68,8 @@ def run_label(arguments: argparse.Namespace, *, settings: Settings) -> int:
     if arguments.max_cost is not None and not (arguments.price_in or arguments.price_out):
         raise ConfigError("--max-cost needs the prices of a million tokens: give --price-in and --price-out too.")
     with closing(Store.open(settings.database_url)) as store:
+        if arguments.embed:
+            return embed_labels(store, arguments.slug, arguments.embed, device=settings.device)
         bench = Bench(store, arguments.slug, corpus=arguments.corpus)
         features = _chosen(bench, arguments)
         if arguments.patterns:

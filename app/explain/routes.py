@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.changes import Fields, Writable, parsed, seen_at
 from app.deps import CorpusParams, FeatureIndex, Name, Slug, StoreDep
 from app.explain.background import Background, By, Work
-from app.explain.comparison import Comparison, Kind, Method, comparison
+from app.explain.comparison import Comparison, Kind, Method, comparison, grid
+from app.kept import Keeps
 from app.rendering import page, url
 from sae_core.explain.records import LabelScore, ReplacedLabel
 
@@ -71,7 +72,7 @@ async def explain(
     store: StoreDep, background: BackgroundDep, slug: Slug, feature_index: FeatureIndex, asked: Explain
 ) -> Work:
     store.feature(slug, feature_index, corpus=asked.corpus)  # an unknown feature is an error here
-    return background.start(slug, feature_index, asked.corpus, by=asked.by)
+    return background.start(store, slug, feature_index, asked.corpus, by=asked.by)
 
 
 @router.post("/saes/{slug}/features/{feature_index}/explain", include_in_schema=False, dependencies=[Writable])
@@ -88,6 +89,7 @@ def compared_scores(store: StoreDep, query: ScoresParams) -> Comparison:
     return comparison(store, kind=query.kind, method=query.method)
 
 
-@router.get("/scores", include_in_schema=False, response_class=HTMLResponse)
+@router.get("/scores", include_in_schema=False, response_class=HTMLResponse, dependencies=[Keeps])
 def scores_page(request: Request, store: StoreDep, query: ScoresParams) -> Response:
-    return page(request, "scores.html", found=comparison(store, kind=query.kind, method=query.method), query=query)
+    found = comparison(store, kind=query.kind, method=query.method)
+    return page(request, "scores.html", found=found, grids=[grid(group) for group in found.groups], query=query)

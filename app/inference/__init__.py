@@ -12,11 +12,23 @@ To add an operation, write such a record in a module that imports no torch at it
 `worker` is the app's side of the pipe, `process` the other one, and `shelf` what that one holds.
 """
 
-from app.inference.jobs import DecomposeJob, Job, Loaded, LoadedProber, LoadJob, PredictJob, ProbeJob, Stream, TextsJob
+from app.inference.jobs import (
+    DecomposeJob,
+    EmbedJob,
+    Job,
+    Loaded,
+    LoadedProber,
+    LoadJob,
+    PredictJob,
+    ProbeJob,
+    Stream,
+    TextsJob,
+)
 from app.inference.worker import Inference, ModelWorker, WorkerState
 
 __all__ = [
     "DecomposeJob",
+    "EmbedJob",
     "Inference",
     "Job",
     "LoadJob",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from sae_core.errors import SaescopeError
+from sae_core.explain.records import Embedded, EmbeddingModel
 from sae_core.records import Decomposition, Predictions, ProbeResult, Prompt, SAEInfo, TextActivations
 
 Answer_co = TypeVar("Answer_co", covariant=True)
@@ -18,6 +19,14 @@ class LoadedProber(Protocol):
     def decompose(self, text: str, *, token: int | None, max_tokens: int) -> Decomposition: ...
 
 
+class LoadedEmbedder(Protocol):
+    """What is needed of `sae_core.embedding.Embedder`."""
+
+    @property
+    def info(self) -> EmbeddingModel: ...
+    def embedded(self, texts: Sequence[str]) -> Embedded: ...
+
+
 class Loaded(Protocol):
     """What the worker holds: models with their SAEs, loaded when they are asked for."""
 
@@ -27,6 +36,9 @@ class Loaded(Protocol):
 
     def prober(self, sae: SAEInfo) -> LoadedProber:
         """The SAE with its model; loading it may take long. Raises ModelError and WeightsError."""
+
+    def embedder(self, model: EmbeddingModel) -> LoadedEmbedder:
+        """A model that makes vectors of texts. Raises ModelError, also where it is another revision by now."""
 
 
 class Job(Generic[Answer_co]):
@@ -109,6 +121,17 @@ class DecomposeJob(Job[Decomposition]):
 
     def run(self, loaded: Loaded) -> Decomposition:
         return loaded.prober(self.sae).decompose(self.text, token=self.token, max_tokens=loaded.max_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedJob(Job[Embedded]):
+    """Texts as vectors by an embedding model, which is loaded beside the SAEs."""
+
+    model: EmbeddingModel
+    texts: tuple[str, ...]
+
+    def run(self, loaded: Loaded) -> Embedded:
+        return loaded.embedder(self.model).embedded(self.texts)
 
 
 TEXTS_AT_ONCE = 16

@@ -1,7 +1,7 @@
 """What the worker holds: models with their SAEs, within a budget of memory, the least recently used going first.
 
-SAEs of one model share it. How much something needs is known before it is loaded; what cannot fit is refused with the
-numbers, and what was loaded stays.
+SAEs of one model share it; a model that makes vectors of texts stands beside them. How much something needs is known
+before it is loaded; what cannot fit is refused with the numbers, and what was loaded stays.
 """
 
 from collections import OrderedDict
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from app.inference.jobs import LoadedProber
-from sae_core.errors import OutOfMemoryError
+from app.inference.jobs import LoadedEmbedder, LoadedProber
+from sae_core.errors import ModelError, OutOfMemoryError
+from sae_core.explain.records import EmbeddingModel
 from sae_core.records import SAEInfo
 
 FREE_SHARE = 0.5  # of the memory that is free when the worker starts: the budget where none is set
@@ -36,6 +37,10 @@ class Loader(Protocol):
 
     def load(self, sae: SAEInfo, device: str | None, like: LoadedProber | None) -> LoadedProber:
         """`like` is one with the same model, to be shared."""
+
+    def embedder_sizes(self, model: EmbeddingModel) -> Sizes: ...
+
+    def load_embedder(self, model: EmbeddingModel, device: str | None) -> LoadedEmbedder: ...
 
 
 class ProberLoader:
@@ -66,10 +71,23 @@ class ProberLoader:
 
         return Prober(sae, device=device, model=like.model if isinstance(like, Prober) else None)
 
+    def embedder_sizes(self, model: EmbeddingModel) -> Sizes:
+        from sae_core.loading import load_outline
+
+        outline = load_outline(model.model_name)
+        n_bytes = sum(parameter.nbytes for parameter in outline.module.parameters())
+        return Sizes(model_key=f"embedding {model.model_name}", model_bytes=n_bytes, sae_bytes=0)
+
+    def load_embedder(self, model: EmbeddingModel, device: str | None) -> LoadedEmbedder:
+        from sae_core.embedding import Embedder
+
+        return Embedder(model.model_name, device=device)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Held:
-    prober: LoadedProber
+    prober: LoadedProber | None = None
+    embedder: LoadedEmbedder | None = None
     sizes: Sizes
 
 
@@ -103,18 +121,43 @@ class Shelf:
             finally:
                 self._tell(None)
         self._held.move_to_end(key)
-        return self._held[key].prober
+        prober = self._held[key].prober
+        assert prober is not None
+        return prober
+
+    def embedder(self, model: EmbeddingModel) -> LoadedEmbedder:
+        """The model, loaded again if another revision of it was loaded; ModelError if this one is there no more."""
+        key = ("", model.model_name, 0)
+        held = self._held.get(key)
+        embedder = held.embedder if held else None
+        if embedder is None or embedder.info != model:
+            self._held.pop(key, None)
+            self._tell(f"Loading the embedding model {model.model_name}…")
+            try:
+                sizes = self._loader.embedder_sizes(model)
+                self._make_room(f"The embedding model {model.model_name}", sizes)
+                embedder = self._loader.load_embedder(model, self._device)
+            finally:
+                self._tell(None)
+            if embedder.info != model:
+                raise ModelError(
+                    f"The embedding model {model.model_name} has changed since the labels' vectors were made by it; "
+                    "make them anew with `saescope label SLUG --embed`."
+                )
+            self._held[key] = _Held(embedder=embedder, sizes=sizes)
+        self._held.move_to_end(key)
+        return embedder
 
     def _loaded(self, sae: SAEInfo) -> _Held:
         sizes = self._loader.sizes(sae)
-        self._make_room(sae, sizes)
+        self._make_room(f"The model {sae.model.model_name} with the SAE {sae.slug}", sizes)
         like = next((one.prober for one in self._held.values() if one.sizes.model_key == sizes.model_key), None)
         said = f"{_gb(sizes.sae_bytes)}" if like else f"{_gb(sizes.model_bytes + sizes.sae_bytes)}"
         self._tell(f"Loading the model {sae.model.model_name} with the SAE {sae.slug}, {said}…")
         return _Held(prober=self._loader.load(sae, self._device, like), sizes=sizes)
 
-    def _make_room(self, sae: SAEInfo, sizes: Sizes) -> None:
-        """Lets go of what was used longest ago until the SAE fits: before loading, so that memory is free by then."""
+    def _make_room(self, what: str, sizes: Sizes) -> None:
+        """Lets go of what was used longest ago until it fits: before loading, so that memory is free by then."""
         if self._budget is None:
             self._budget = self._loader.budget(self._device)
         needed = sizes.model_bytes + sizes.sae_bytes
@@ -122,8 +165,8 @@ class Shelf:
             return
         if needed > self._budget:
             raise OutOfMemoryError(
-                f"The model {sae.model.model_name} with the SAE {sae.slug} needs {_gb(needed)} of memory, and "
-                f"{_gb(self._budget)} may be used (SAESCOPE_MODEL_MEMORY): probe it on a larger machine."
+                f"{what} needs {_gb(needed)} of memory, and {_gb(self._budget)} may be used (SAESCOPE_MODEL_MEMORY): "
+                "probe it on a larger machine."
             )
         while self._held and self._bytes_with(sizes) > self._budget:
             self._held.popitem(last=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from app.server import files_problem
 from app.settings import Settings
 from sae_core.errors import SaescopeError
 from sae_core.store import Store
@@ -28,6 +29,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     """Everything in turn; what cannot be looked at, because what it needs is missing, is left out."""
     yield from _packages()
     yield from _home(settings.home)
+    problem = files_problem(settings)
+    yield _problem(problem) if problem else _well(f"The system allows {settings.max_connections:,} connections.")
     try:
         store = Store.open(settings.database_url)
     except SaescopeError as error:

@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 from fastapi import Request
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds
 
 
@@ -37,10 +38,11 @@ class Metrics:
         self.in_flight = 0
 
     def began(self, request: Request, status: int, seconds: float) -> None:
-        """Counts an answer that begins. Routes, not addresses, so that what is counted stays bounded."""
+        """Counts an answer that begins. By route, not by address, and known methods, so that this stays bounded."""
         route = getattr(request.scope.get("route"), "path", None) or _other(request)
+        method = request.method if request.method in METHODS else "other"
         with self._lock:
-            self._requests[request.method, route, status] += 1
+            self._requests[method, route, status] += 1
             buckets = self._latencies.setdefault(route, [0] * (len(BUCKETS) + 1))
             buckets[bisect_left(BUCKETS, seconds)] += 1
             self._seconds[route] += seconds  # type: ignore[assignment]

@@ -56,7 +56,7 @@ class Watch:
         root = self._settings.root_path
         if root:
             scope["root_path"] = root
-            if not scope["path"].startswith(root + "/"):  # a proxy may leave it out or in
+            if not f"{scope['path']}/".startswith(root + "/"):  # a proxy may leave it out or in
                 scope["path"] = root + scope["path"]
         request = Request(scope)
         given = request.headers.get("x-request-id", "")

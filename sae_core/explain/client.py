@@ -172,9 +172,11 @@ def _retry_after(response: httpx.Response) -> float:
         pass
     try:
         at = parsedate_to_datetime(text)
+        said = response.headers.get("date")  # by the same clock, which need not be ours
+        now = parsedate_to_datetime(said) if said else datetime.now(UTC)
     except ValueError:
         return 0.0
-    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - now.replace(tzinfo=now.tzinfo or UTC)).total_seconds())
 
 
 def _message(response: httpx.Response) -> str:

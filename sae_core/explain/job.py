@@ -69,6 +69,9 @@ class Progress:
     stopped_by_cost: bool = False
 
 
+Scored = dict[tuple[int, str, str], tuple[str, str, str | None]]  # as `Store.scored_texts` gives it
+
+
 class Labelling:
     """A language model at work on one index."""
 
@@ -81,20 +84,17 @@ class Labelling:
         self._model, self._version = client.endpoint.model, prompts.version()
 
     def unfinished(self, feature_indexes: Sequence[int]) -> list[int]:
-        """Those that lack a label by this model and these prompts, or a score of one."""
-        scored = self.bench.store.scored_texts(self.bench.slug, corpus=self.bench.corpus)
-        own = self._own_labels()
-        left = []
-        for number in feature_indexes:
-            mine = own.get(number)
-            wanted = (mine.text, self._model, self._version) if mine else None
-            if mine is None or any(scored.get((number, "model", method)) != wanted for method in METHODS):
-                left.append(number)
-        return left
+        """Those that lack a label by this model and these prompts, or a score of one that there are texts for."""
+        own, scored = self._own_labels(), self._scored()
+        return [
+            number
+            for number in feature_indexes
+            if number not in own or any(self._untested(number, own[number], scored).values())
+        ]
 
     def estimate(self, feature_indexes: Sequence[int]) -> Estimate:
         """From the questions for a few of the features."""
-        left, own = self.unfinished(feature_indexes), self._own_labels()
+        left, own, scored = self.unfinished(feature_indexes), self._own_labels(), self._scored()
         some = left[:: max(1, len(left) // ESTIMATED_FROM)][:ESTIMATED_FROM]
         n_requests = n_characters = 0
         for number in some:
@@ -102,7 +102,7 @@ class Labelling:
             if not found.positives:
                 continue
             questions = [] if number in own else [prompts.explaining(detail.feature, found)]
-            for method, trials in self._trials(number, found).items():
+            for method, trials in self._untested(number, own.get(number), scored, found).items():
                 questions += [_question(method, "a short phrase of words", trials)] * 2 if trials else []
             n_requests += len(questions)
             n_characters += sum(len(message["content"]) for question in questions for message in question)
@@ -223,6 +223,20 @@ class Labelling:
         detection = detection_trials(found, positives=POSITIVES, negatives=NEGATIVES)
         fuzzing = fuzzing_trials(found, each=MARKED_EACH, seed=seed)
         return {"detection": shuffled(detection, seed=seed), "fuzzing": shuffled(fuzzing, seed=seed)}
+
+    def _untested(
+        self, feature_index: int, mine: Label | None, scored: Scored, found: Material | None = None
+    ) -> dict[str, list[Trial]]:
+        """The texts of the methods by which its label has not been tested yet, all of them where it has none."""
+        wanted = (mine.text, self._model, self._version) if mine else None
+        left = [m for m in METHODS if mine is None or scored.get((feature_index, "model", m)) != wanted]
+        if left and found is None:
+            _, found = self.bench.feature(feature_index)
+        trials = self._trials(feature_index, found) if left and found else {}
+        return {method: trials[method] for method in left if method in trials}
+
+    def _scored(self) -> Scored:
+        return self.bench.store.scored_texts(self.bench.slug, corpus=self.bench.corpus)
 
     def _other_label(self, feature_index: int) -> str | None:
         """What another feature is called: what a label says that has nothing to do with this one."""

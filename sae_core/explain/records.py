@@ -76,3 +76,30 @@ class ScoreRow:
     balanced_accuracy: float
     baseline: float | None
     correlation: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingModel:
+    """Which model makes vectors of labels."""
+
+    model_name: str
+    revision: str
+    width: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelVectors:
+    """The vectors of an SAE's labels, each of the label that its feature is called by."""
+
+    model: EmbeddingModel
+    n_vectors: int
+    n_missing: int  # features whose label has changed, or is new
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """Texts as vectors of unit length, float16, one after the other's `width` numbers."""
+
+    model: EmbeddingModel
+    vectors: tuple[bytes, ...]

@@ -23,7 +23,7 @@ _KINDS = (
     (r"transcoder|clt", "mlp_in"),
     (r"resid_post|-res\b|gemma-scope-\w+-\w+-res", "resid_post"),
     (r"mlp_out|gemma-scope-\w+-\w+-mlp", "mlp_out"),
-    (r"attn_out|gemma-scope-\w+-\w+-att", "attn.hook_z"),
+    (r"attn_out|gemma-scope-\w+-\w+-att", "z"),
 )
 
 
@@ -90,6 +90,4 @@ def _hooks(config: dict[str, Any], path: str) -> tuple[str | None, str | None]:
     kind = next((kind for pattern, kind in _KINDS if re.search(pattern, path)), "resid_post")
     if layer is None:
         return None, None
-    if kind == "attn.hook_z":
-        return f"blocks.{layer[1]}.attn.hook_z", None
     return f"blocks.{layer[1]}.hook_{kind}", f"blocks.{layer[1]}.hook_mlp_out" if kind == "mlp_in" else None

@@ -5,14 +5,18 @@ What we have no hook point for gives None: the user then says with --hook which 
 
 import re
 
-_OURS = "resid_pre|resid_post|mlp_in|mlp_out|attn_out"
+from sae_core.config import HOOKS
+
+_OURS = "|".join(HOOKS)
 # What stands behind a block's number -> the hook point; the first pattern that fits is taken.
 _TRANSFORMER_LENS = (
     (rf"hook_({_OURS})", None),
     (r"hook_in", "resid_pre"),
     (r"hook_out", "resid_post"),
     (r"ln2\.hook_normalized|mlp\.hook_in", "mlp_in"),
+    (r"mlp\.hook_post", "mlp_post"),
     (r"mlp\.hook_out", "mlp_out"),
+    (r"attn\.hook_z", "z"),
     (r"attn\.hook_out", "attn_out"),
 )
 _BLOCK = r"(?:.*\.)?(?:layers|layer|h|blocks|block)\.(\d+)"
@@ -23,7 +27,9 @@ _MODULES = (
     (r"\.(?:mlp|feed_forward|ffn)(?:\.output)?", "mlp_out"),
     (r"\.post_feedforward_layernorm(?:\.output)?", "mlp_out"),
     (r"\.(?:mlp|feed_forward|ffn)\.input|\.pre_feedforward_layernorm\.output", "mlp_in"),
+    (r"\.mlp\.(?:down_proj|c_proj|dense_4h_to_h)\.input", "mlp_post"),
     (r"\.(?:self_attn|attn|attention|self_attention)(?:\.output)?", "attn_out"),
+    (r"\.self_attn\.o_proj\.input|\.attn\.c_proj\.input|\.attention\.dense\.input", "z"),
 )
 _INPUTS = {"resid_post": "resid_pre", "mlp_out": "mlp_in"}  # what the module reads that writes this
 
@@ -47,6 +53,11 @@ def our_hook_name(name: object) -> str | None:
         if match:
             return f"blocks.{int(match[1])}.hook_{kind}"
     return None
+
+
+def transformer_lens_name(hook_name: str) -> str:
+    """One of our names as TransformerLens has it."""
+    return hook_name.replace(".hook_z", ".attn.hook_z").replace(".hook_mlp_post", ".mlp.hook_post")
 
 
 def input_of(hook_name: str | None) -> str | None:

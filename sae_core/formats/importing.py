@@ -31,6 +31,7 @@ from sae_core.formats import hook_points, read_source
 from sae_core.formats.foreign import ForeignSAE
 from sae_core.formats.source import Source
 from sae_core.loading import load_outline
+from sae_core.model import LanguageModel
 from sae_core.records import ModelInfo, SAEInfo
 
 IMPORT_FILE = "import.json"
@@ -97,10 +98,7 @@ def import_sae(
     target = _target_hook_name(foreign, config)
     foreign = dataclasses.replace(foreign, hook_name=hook_name, target_hook_name=target, notes=notes)
     outline = load_outline(config.model, dtype=config.dtype)
-    _check_model(foreign, outline.info)
-    for name in (foreign.hook_name, foreign.target_hook_name):
-        if name is not None:
-            outline.check_hook(name)
+    _check_model(foreign, outline)
     slug = check_slug(config.slug or _slug(source, format.name, foreign, config))
     info = _info(source, format.name, foreign, config, outline.info, slug, home=home)
     check_name(info)
@@ -156,15 +154,18 @@ def _target_hook_name(foreign: ForeignSAE, config: ImportConfig) -> str | None:
     return f"blocks.{layer}.hook_{hook}"
 
 
-def _check_model(foreign: ForeignSAE, model: ModelInfo) -> None:
-    if foreign.sae.d_in != model.d_model:
+def _check_model(foreign: ForeignSAE, model: LanguageModel) -> None:
+    """Raises ConfigError where the model has no such hook point, WeightsError where its vectors have another width."""
+    read_at, name = str(foreign.hook_name), model.info.model_name
+    if foreign.sae.d_in != (width := model.width(read_at)):
         declared = f" It was trained on {foreign.model_name}." if foreign.model_name else ""
+        place = f" at {read_at}" if width != model.info.d_model else ""
         raise WeightsError(
-            f"The SAE reads {foreign.sae.d_in} numbers a token and {model.model_name} gives {model.d_model}: "
+            f"The SAE reads {foreign.sae.d_in} numbers a token and {name} gives {width}{place}: "
             f"give the model it was trained on.{declared}"
         )
-    if foreign.sae.d_out != model.d_model:
-        raise WeightsError(f"The transcoder gives {foreign.sae.d_out} numbers a token, the model has {model.d_model}.")
+    if foreign.sae.d_out != (width := model.width(foreign.target_hook_name or read_at)):
+        raise WeightsError(f"The transcoder gives {foreign.sae.d_out} numbers a token, the model has {width}.")
 
 
 def _slug(source: Source, format: str, foreign: ForeignSAE, config: ImportConfig) -> str:

@@ -19,7 +19,13 @@ from sae_core.formats.source import Source
 _TENSORS = {"encoder.weight", "latent_bias", "pre_bias"}
 _STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
 _NAME = re.compile(r"(resid_post_attn|resid_post_mlp|resid_delta_attn|resid_delta_mlp|mlp_post_act)")
-_HOOKS = {"resid_post_mlp": "resid_post", "resid_delta_mlp": "mlp_out", "resid_delta_attn": "attn_out"}
+_HOOKS = {
+    "resid_post_attn": "resid_mid",
+    "resid_post_mlp": "resid_post",
+    "resid_delta_attn": "attn_out",
+    "resid_delta_mlp": "mlp_out",
+    "mlp_post_act": "mlp_post",
+}
 
 
 def recognises(source: Source) -> bool:

@@ -32,7 +32,7 @@ from sae_core.formats.foreign import (
     positive,
     text,
 )
-from sae_core.formats.hook_points import our_hook_name
+from sae_core.formats.hook_points import our_hook_name, transformer_lens_name
 from sae_core.formats.source import Source
 from sae_core.sae import BatchTopKSAE, GatedSAE, JumpReLUSAE
 
@@ -198,7 +198,7 @@ def write(outgoing: "Outgoing", folder: Path) -> tuple[str, ...]:
         "device": "cpu",
         "apply_b_dec_to_input": sae.encoder_bias is not None,
         "normalize_activations": next(theirs for theirs, ours in _NORMS.items() if ours == sae.input_norm),
-        "reshape_activations": "none",
+        "reshape_activations": "hook_z" if info.hook_name.endswith("hook_z") else "none",
     }
     kind = {"relu": "standard", "batchtopk": "jumprelu", "matryoshka": "jumprelu"}.get(
         sae.architecture, sae.architecture
@@ -225,14 +225,14 @@ def write(outgoing: "Outgoing", folder: Path) -> tuple[str, ...]:
         **(known if isinstance(known, dict) else {}),
         "sae_lens_version": _VERSION,
         "model_name": info.model.model_name,
-        "hook_name": info.hook_name,
+        "hook_name": transformer_lens_name(info.hook_name),
         "context_size": info.config.get("context_size"),
         "prepend_bos": info.config.get("prepend_bos"),
         "k": info.k,
         "trained_with": info.config.get("format", "saescope"),
     }
     if sae.is_transcoder:
-        config["metadata"]["hook_name_out"] = info.target_hook_name
+        config["metadata"]["hook_name_out"] = transformer_lens_name(info.target_hook_name)
     config["architecture"] = kind
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, folder / _WEIGHTS_FILE)
     (folder / "cfg.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """A stand-in for the model: words are tokens, and what is active on them follows from their letters."""
 
 import re
+import struct
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -8,7 +9,8 @@ from typing import TypeVar
 
 from app.causal.jobs import AblateJob, AttributeJob, SteerStream
 from app.inference import Job, Stream, WorkerState
-from sae_core.errors import BusyError, PromptError, PromptTooLongError, SaescopeError
+from sae_core.errors import BusyError, ModelError, PromptError, PromptTooLongError, SaescopeError
+from sae_core.explain.records import Embedded, EmbeddingModel
 from sae_core.records import (
     Decomposition,
     Predictions,
@@ -41,6 +43,11 @@ class FakeProber:
 
     def prober(self, sae: SAEInfo) -> "FakeSAE":
         return FakeSAE(sae, self.texts)
+
+    def embedder(self, model: EmbeddingModel) -> "FakeEmbedder":
+        if model.model_name == "gone":
+            raise ModelError("There is no model folder gone; check the path.")
+        return FakeEmbedder(model, self.texts)
 
     async def answer(self, job: Job[Answer]) -> Answer:
         if isinstance(job, AttributeJob):
@@ -157,3 +164,25 @@ def _active(word: str, sae: SAEInfo) -> dict[int, float]:
     seed = zlib.crc32(word.encode("utf-8", "replace"))
     active = {(seed >> shift) % sae.d_sae: ((seed >> shift) % 97) / 12 + 0.1 for shift in range(PER_TOKEN)}
     return dict(sorted(active.items(), key=lambda pair: -pair[1]))
+
+
+class FakeEmbedder:
+    """Texts with the same letters are near each other."""
+
+    def __init__(self, model: EmbeddingModel, texts: list[str]) -> None:
+        self.info = model
+        self.texts = texts
+
+    def embedded(self, texts: Sequence[str]) -> Embedded:
+        self.texts += texts
+        return Embedded(model=self.info, vectors=tuple(letters(text, self.info.width) for text in texts))
+
+
+def letters(text: str, width: int) -> bytes:
+    """How often each letter occurs, as a vector of unit length."""
+    counts = [0.001] * width
+    for letter in text.lower():
+        if letter.isalpha():
+            counts[ord(letter) % width] += 1
+    size = sum(count * count for count in counts) ** 0.5
+    return struct.pack(f"<{width}e", *(count / size for count in counts))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from app.explain.comparison import scored
+from app.explain.comparison import comparison, grid, scored
 from app.main import create_app
 from app.settings import Settings
 from sae_core.explain.bench import Bench, pattern_scores
@@ -164,8 +164,12 @@ def test_what_cannot_be_done_is_refused(store: Store) -> None:
 
 
 def test_scores_of_saes_are_compared_with_those_of_a_basis(store: Store) -> None:
-    config = {"basis": "neurons", "basis_of": "planted"}
-    store.add_sae(make_sae("other", d_sae=N_FEATURES, architecture="neurons", config=config), make_vocabulary())
+    hook_name = store.sae("planted").sae.hook_name
+    config = {"basis": "neurons", "basis_of": "planted", "compared_at": hook_name}
+    neurons = make_sae(
+        "other", d_sae=N_FEATURES, architecture="neurons", config=config, hook_name="blocks.1.hook_mlp_post"
+    )
+    store.add_sae(neurons, make_vocabulary())
     store.add_index(planted_records(slug="other"))
     for slug in ("planted", "other"):
         bench = Bench(store, slug)
@@ -175,7 +179,7 @@ def test_scores_of_saes_are_compared_with_those_of_a_basis(store: Store) -> None
         answer = client.get("/api/scores").json()
         assert (answer["kind"], answer["method"], len(answer["groups"])) == ("pattern", "detection", 1)
         items = {item["slug"]: item for item in answer["groups"][0]["items"]}
-        assert [items[slug]["is_basis"] for slug in ("planted", "other")] == [False, True]
+        assert [items[slug]["basis"] for slug in ("planted", "other")] == [None, "neurons"]
         rows = store.score_rows("planted", kind="pattern", method="detection")
         whole = items["planted"]
         assert (whole["n_scored"], items["other"]["n_scored"]) == (len(rows), 4)
@@ -185,10 +189,51 @@ def test_scores_of_saes_are_compared_with_those_of_a_basis(store: Store) -> None
         assert whole["share_above"] == above and 0 < above < 1
         assert whole["mean_score"] == pytest.approx(sum(row.balanced_accuracy for row in rows) / len(rows))
         page = client.get("/scores").text
-        assert page.index("planted</a>") and "neurons, not trained" in page
+        assert page.index("planted</a>") and "the neurons of the MLP in this layer" in page
         assert f"{len(rows)} of " in page
         assert client.get("/scores?kind=model").text.count("No label of this kind") == 1
         assert client.get("/scores?kind=magic").status_code == 422
+
+
+def test_saes_are_compared_by_width_and_k(store: Store) -> None:
+    kinds = {  # slug: width, k, features that are scored
+        "wide": (4 * N_FEATURES, 8, 3),
+        "wide-32": (4 * N_FEATURES, 32, 2),
+        "narrow-32": (N_FEATURES, 32, 4),
+        "also-32": (N_FEATURES, 32, 2),
+        "no-k": (2 * N_FEATURES, None, 1),
+        "coordinates": (64, 8, 2),
+    }
+    place = {"model": store.sae("planted").sae.model, "hook_name": store.sae("planted").sae.hook_name}
+    for slug, (width, k, n) in kinds.items():
+        config: dict[str, object] = {"basis": "neurons", "basis_of": "wide"} if slug == "coordinates" else {}
+        store.add_sae(make_sae(slug, d_sae=width, k=k, config=config, **place), make_vocabulary())
+        store.add_index(planted_records(slug=slug))
+        bench = Bench(store, slug)
+        for number in bench.alive[:n]:
+            store.add_scores(slug, [s for s in pattern_scores(bench, number)[1] if s.kind == "pattern"])
+
+    (group,) = comparison(store, kind="pattern", method="detection").groups
+    table = grid(group)
+
+    assert [item.slug for item in group.items][-1] == "coordinates" and group.items[-1].basis == "coordinates"
+    assert table is not None
+    l0 = round(store.index("no-k").metrics.l0)
+    assert table.ks == tuple(sorted({8, 32, l0}))
+    assert [width for width, _ in table.rows] == [N_FEATURES, 2 * N_FEATURES, 4 * N_FEATURES]
+    cells = {(width, k): cell for width, row in table.rows for k, cell in zip(table.ks, row, strict=True)}
+    assert {item.slug for item in cells[N_FEATURES, 32]} == {"narrow-32", "also-32"}
+    assert [item.slug for item in cells[4 * N_FEATURES, 8]] == ["wide"]
+    assert [item.slug for item in cells[2 * N_FEATURES, l0]] == ["no-k"] and cells[2 * N_FEATURES, 32] == ()
+    for slug, (_, _, n) in kinds.items():
+        rows = store.score_rows(slug, kind="pattern", method="detection")
+        own = next(item for item in group.items if item.slug == slug)
+        assert own.n_scored == len(rows) == n
+        assert own.threshold is not None
+        assert own.share_above == sum(row.balanced_accuracy > own.threshold for row in rows) / n
+    with opened(store) as client:
+        page = client.get("/scores").text
+        assert page.count('<th scope="row">') == 3 + 6 and "32 active" in page and "no neurons" in page
 
 
 def test_the_threshold_is_what_95_percent_of_baselines_do_not_exceed() -> None:

@@ -96,6 +96,18 @@ def test_a_feature_page_adds_to_a_new_list_and_to_an_old_one(client: TestClient,
     ]
 
 
+@pytest.mark.parametrize(("address", "what"), [("add", {"feature_index": "5"}), ("add-features", {"features": "5,6"})])
+def test_a_title_that_was_typed_makes_a_new_list_whatever_list_is_selected(
+    client: TestClient, store: Store, address: str, what: dict[str, str]
+) -> None:
+    old = store.add_list(title="Old")
+    both = {"slug": "demo", "list_id": old, "title": " Typed "} | what
+    assert client.post(f"/lists/{address}", data=both).status_code == 200
+    assert client.post(f"/lists/{address}", data=both | {"title": "  "}).status_code == 200
+    titles = {found.title: found.n_items for found in store.lists()}
+    assert titles == {"Typed": titles["Old"], "Old": len(what.get("features", "5").split(","))}
+
+
 def test_no_empty_list_is_left_where_the_feature_is_refused(client: TestClient, store: Store) -> None:
     for wrong in ({"feature_index": "9999"}, {"slug": "nope"}, {"corpus": "nope"}, {"slug": "//evil.example"}):
         asked = {"slug": "demo", "feature_index": "0", "title": "New"} | wrong

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from app.examples import example_groups
 from app.feature_files import harmless
+from app.rendering import url
 from sae_core.records import TOP_BAND, IndexMetrics
 from sae_core.store import Store
 from tests.app.fake_prober import FakeProber
@@ -367,7 +368,7 @@ def test_search_shows_what_it_looked_for(client: TestClient) -> None:
 
 def test_feature_page_shows_every_example_as_stored(client: TestClient, store: Store) -> None:
     detail = store.feature("demo", 0)
-    page = client.get("/saes/demo/features/0").text
+    page = client.get("/saes/demo/features/0?width=full").text
     order = [example for band in (TOP_BAND, 5, 4, 3, 2, 1, 6) for example in detail.examples if example.band == band]
     assert tokens_of(page) == ["".join(example.tokens) for example in order]
     groups = example_groups(detail.feature, detail.examples)
@@ -378,7 +379,7 @@ def test_feature_page_shows_every_example_as_stored(client: TestClient, store: S
 
 
 def test_feature_page_and_its_twin_say_the_same(client: TestClient) -> None:
-    page, twin = client.get("/saes/demo/features/0").text, client.get("/api/saes/demo/features/0").json()
+    page, twin = client.get("/saes/demo/features/0?width=full").text, client.get("/api/saes/demo/features/0").json()
     strongest = twin["examples"][0]
     tokens = re.findall(r'data-i="(\d+)"(?: data-v="([^"]+)")?', tokens_block(page))
     assert [int(token_id) for token_id, _ in tokens] == strongest["token_ids"]
@@ -401,11 +402,14 @@ def test_text_of_any_language_and_markup_show_as_themselves(client: TestClient) 
     assert "<tag>" not in "".join(pages)
 
 
-def test_widths_are_classes_so_that_one_page_holds_all_of_them(client: TestClient) -> None:
-    short, full = (client.get(f"/saes/demo/features/0?width={width}").text for width in ("short", "full"))
-    assert 'class="reading w-short' in short
-    assert 'class="reading w-full' in full
-    assert 'class="run-medium"' in short
+def test_a_page_holds_the_tokens_of_its_width(client: TestClient) -> None:
+    pages = [client.get(f"/saes/demo/features/0?width={width}").text for width in ("short", "medium", "full")]
+    reaches = [set(re.findall(r'class="run-(\w+)"', page)) for page in pages]
+    assert reaches == [{"short"}, {"short", "medium"}, {"short", "medium", "full"}]
+    for page, width in zip(pages, ("short", "medium", "full"), strict=True):
+        assert f'class="reading w-{width}' in page
+    narrow, wide = (tokens_of(page) for page in (pages[0], pages[2]))
+    assert all(piece in whole for piece, whole in zip(narrow, wide, strict=True))
 
 
 def test_signs_replace_blanks_and_keep_the_original(client: TestClient) -> None:
@@ -571,3 +575,16 @@ def test_a_second_store_is_not_shared(tmp_path: object) -> None:
     store = make_store(f"sqlite:///{tmp_path}/other.db")
     assert [summary.sae.slug for summary in store.saes()] == ["unindexed", "demo"]
     store.close()
+
+
+def test_an_example_leads_to_its_whole_text_on_the_probe_page(client: TestClient, store: Store) -> None:
+    best = store.feature("demo", 0).examples[0]
+    page = client.get("/saes/demo/features/0?corpus=poems").text
+    address = f"/saes/demo/contexts/{best.context_id}/probe?feature=0&amp;corpus=poems"
+    assert address in page
+    answer = client.get(unescape(address), follow_redirects=False)
+    assert answer.status_code == 303
+    text = "".join(best.tokens[1 if store.index("demo").corpus.prepend_bos else 0 :])
+    assert answer.headers["location"] == url("/saes/demo/probe", text=text, feature=0, corpus="poems")
+    for unknown in ("/saes/demo/contexts/999999/probe", "/saes/nowhere/contexts/0/probe"):
+        assert client.get(unknown).status_code == 404

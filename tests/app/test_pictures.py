@@ -53,6 +53,10 @@ def test_pages_name_a_picture_that_is_there(client: TestClient, store: Store) ->
         assert response.headers["content-type"] == "image/png" and "max-age" in response.headers["cache-control"]
         colours(response.content)
         drawn.append(response.content)
+    shared = store.add_probe("demo", text="the king & the sea", state={"feature": 7}, author="ana")
+    page = client.get(f"/p/{shared}").text
+    assert f'<meta property="og:image" content="http://testserver/p/{shared}/card.png">' in page
+    assert 'og:description" content="the king &amp; the sea"' in page
     assert len(set(drawn)) == 3  # each of what its page shows
     assert client.get("/saes/demo/features/300/card.png").status_code == 404
     assert client.get("/lists/nope/card.png").status_code == 404
@@ -66,6 +70,24 @@ def test_the_top_example_is_coloured_as_on_the_page(store: Store) -> None:
     silent = replace(detail.examples[0], activations=(0.0,) * len(detail.examples[0].tokens))
     assert _step_colour(20) not in colours(feature_picture("demo", detail.feature, silent, has_bos=True))
     assert _colour("paper") == (0xFB, 0xFA, 0xF8) and _step_colour(20) == _colour("act")
+
+
+def test_a_shared_text_is_coloured_as_on_its_page(store: Store) -> None:
+    shared = store.add_probe("demo", text="the king & the sea", state={}, author="ana")
+    prober = FakeProber()
+    with TestClient(create_app(Settings(), store=store, prober=prober)) as client:
+        steps = set(map(int, re.findall(r'class="t a(\d+)', client.get(f"/p/{shared}").text)))
+        answer = client.get(f"/p/{shared}/card.png")
+        drawn = colours(answer.content)
+        assert steps and all(_step_colour(step) in drawn for step in steps)
+        assert "max-age" in answer.headers["cache-control"]
+        assert client.get("/p/nope/card.png").status_code == 404
+    store.delete_sae("demo")
+    with TestClient(create_app(Settings(), store=store, prober=prober)) as client:
+        answer = client.get(f"/p/{shared}/card.png")
+        plain = colours(answer.content)
+        assert not any(_step_colour(step) in plain for step in steps)
+        assert _colour("ink") in plain and answer.headers["cache-control"] == "no-store"
 
 
 def test_dead_features_and_lists_with_nothing_to_show_have_pictures_too(client: TestClient, store: Store) -> None:

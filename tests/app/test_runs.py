@@ -1,5 +1,6 @@
 """A run's page, its twin and its stream of events; what the start page says of runs."""
 
+import asyncio
 import json
 import re
 import socket
@@ -17,7 +18,8 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from app import runs
+from app import run_feed, runs
+from app.run_feed import RunFeeds
 from app.server import Server
 from sae_core.errors import ConfigError
 from sae_core.progress import progress_bar, say
@@ -297,7 +299,7 @@ def test_a_listener_who_comes_back_gets_what_it_missed(
 def test_a_stream_goes_on_with_the_run_and_ends_with_it(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(run_feed, "LOOK_SECONDS", 0.05)
     seen: list[tuple[str, Any]] = []
     with training(tmp_path) as log, httpx.stream("GET", f"{address}/api/runs/demo/events", timeout=20) as response:
         lines = response.iter_lines()
@@ -345,6 +347,22 @@ def test_listeners_hold_no_thread_and_do_not_keep_the_server_from_ending(app: Fa
         assert time.monotonic() - started < 2.5  # uvicorn would give up on them after 3
         for stream in streams:
             stream.close()
+
+
+def test_a_poller_is_shared_by_all_who_listen_and_ends_with_the_last(tmp_path: Path) -> None:
+    async def listen() -> list[bytes]:
+        feeds, stopping = RunFeeds(), asyncio.Event()
+        streams = [feeds.events(tmp_path, "demo", last_event_id=None, stopping=stopping) for _ in range(60)]
+        first = await asyncio.gather(*(anext(stream) for stream in streams))
+        assert len(feeds._followed) == 1 and len(asyncio.all_tasks()) == 2
+        for stream in streams:
+            await stream.aclose()
+        assert not feeds._followed
+        return first
+
+    with training(tmp_path, "demo"):
+        first = asyncio.run(listen())
+    assert len(set(first)) == 1 and b"event: run" in first[0]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """Settings: from the environment, from the command, and refused in a sentence."""
 
 import dataclasses
+import resource
 from pathlib import Path
 
 import pytest
 
+from app.server import files_problem
 from app.settings import Settings
 from sae_core.errors import ConfigError
 
@@ -74,3 +76,18 @@ def test_every_field_is_documented() -> None:
     for field in dataclasses.fields(Settings):
         line = next(at for at, text in enumerate(source.splitlines()) if text.startswith(f"    {field.name}:"))
         assert source.splitlines()[line + 1].startswith('    """'), field.name
+
+
+def test_a_server_takes_the_open_files_that_it_needs_and_says_where_it_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = [256, 1000]  # soft, hard
+
+    def set_limit(_: int, wanted: tuple[int, int]) -> None:
+        limit[0] = wanted[0]
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(limit))
+    monkeypatch.setattr(resource, "setrlimit", set_limit)
+    assert files_problem(Settings(max_connections=500)) is None and limit == [700, 1000]
+    problem = files_problem(Settings(max_connections=2000))
+    assert limit == [1000, 1000] and problem is not None
+    assert "ulimit -n 2200" in problem and "SAESCOPE_MAX_CONNECTIONS to 800" in problem
+    assert files_problem(Settings(max_connections=800)) is None

@@ -13,7 +13,8 @@ from starlette.testclient import TestClient
 from app.examples import TokenView
 from app.feature_files import harmless
 from app.main import create_app
-from app.rendering import json_data, token_spans, under, url
+from app.marks import token_spans
+from app.rendering import json_data, under, url
 from app.settings import Settings
 from sae_core.records import TokenWeight
 from sae_core.tokens_text import whole_text

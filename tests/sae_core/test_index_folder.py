@@ -17,8 +17,9 @@ import torch
 from sae_core import evaluate
 from sae_core.config import IndexConfig
 from sae_core.errors import BusyError, ConfigError
+from sae_core.holding import held
 from sae_core.index import build_index, index_shard, merge_shards
-from sae_core.index_folder import Shard, held
+from sae_core.index_folder import Shard
 from sae_core.loading import load_model
 from sae_core.records import IndexRecords, SAEInfo
 from sae_core.store_rows import tokens_fired_on
@@ -204,7 +205,7 @@ def test_another_text_or_sae_starts_over(info: SAEInfo, corpus: Path, whole: lis
 
 
 def test_the_second_of_two_indexers_is_told_who_is_at_work(info: SAEInfo, corpus: Path, tmp_path: Path) -> None:
-    with held(tmp_path, slug="mine", shard=None):
+    with held(tmp_path, slug="mine"):
         code = (
             "import sys, pickle; from pathlib import Path; from sae_core.index import build_index\n"
             "from sae_core.errors import BusyError\n"
@@ -219,10 +220,10 @@ def test_the_second_of_two_indexers_is_told_who_is_at_work(info: SAEInfo, corpus
         assert f"The SAE mine is being indexed by process {os.getpid()} on " in shown.stdout
         with (
             pytest.raises(BusyError, match="wait until it is done, or stop it"),
-            held(tmp_path, slug="mine", shard=None),
+            held(tmp_path, slug="mine"),
         ):
             pass
         assert index_shard(info, config_of(corpus), Shard(1, 2), home=tmp_path)  # shards work side by side
     started = time.monotonic()
-    with held(tmp_path, slug="mine", shard=None):
+    with held(tmp_path, slug="mine"):
         assert time.monotonic() - started < 1

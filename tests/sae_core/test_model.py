@@ -45,6 +45,15 @@ CLASSES = {
 GEMMAS = ("gemma2", "gemma3", "gemma3_vision")
 ATTENTION = {"gpt2": "attn", "gpt_neox": "attention"} | dict.fromkeys(GEMMAS, "post_attention_layernorm")
 MLP = dict.fromkeys(GEMMAS, "post_feedforward_layernorm")
+# What turns heads' outputs and neurons into what a block adds.
+PROJECTIONS = {
+    "gpt2": ("attn.c_proj", "mlp.c_proj"),
+    "gpt_neox": ("attention.dense", "mlp.dense_4h_to_h"),
+    "bert": ("attention.output.dense", "output.dense"),
+}
+# Every hook point but what GPT-NeoX lacks, whose attention and MLP read the same vectors.
+HOOKS_OF = dict.fromkeys(MODEL_KINDS, HOOKS) | {"gpt_neox": tuple(hook for hook in HOOKS if hook != "resid_mid")}
+KINDS_WITH_HOOKS = [(kind, hook) for kind in MODEL_KINDS for hook in HOOKS_OF[kind]]
 FINAL_NORM = {
     "gpt2": "transformer.ln_f",
     "gpt_neox": "gpt_neox.final_layer_norm",
@@ -195,8 +204,9 @@ def test_an_outline_is_the_model_without_its_numbers(kind: str, loaded: Callable
     assert {p.device.type for p in outline.module.parameters()} == {"meta"}
     sizes = [sum(p.nbytes for p in module.parameters()) for module in (model.module, outline.module)]
     assert sizes[0] == 2 * sizes[1]
-    for hook in HOOKS:
-        outline.check_hook(f"blocks.{N_LAYERS - 1}.hook_{hook}")
+    for hook in HOOKS_OF[kind]:
+        name = f"blocks.{N_LAYERS - 1}.hook_{hook}"
+        assert outline.width(name) == model.activations(*full_batch(model), name).shape[2]
     with pytest.raises(ConfigError, match=f"no layer {N_LAYERS}"):
         outline.check_hook(f"blocks.{N_LAYERS}.hook_resid_post")
 
@@ -253,7 +263,7 @@ def test_attention_and_mlp_outputs_are_what_a_block_adds(
     ids, mask = full_batch(model)
     block = model.blocks[layer]
 
-    acts = {hook: model.activations(ids, mask, f"blocks.{layer}.hook_{hook}") for hook in HOOKS}
+    acts = {hook: model.activations(ids, mask, f"blocks.{layer}.hook_{hook}") for hook in HOOKS_OF[kind]}
 
     torch.testing.assert_close(
         acts["attn_out"], outputs_of(model, submodule(block, ATTENTION.get(kind, "self_attn")), ids, mask)
@@ -274,13 +284,116 @@ def test_attention_and_mlp_outputs_of_bert_are_what_its_norms_read(
 
     acts = {hook: model.activations(ids, mask, f"blocks.{layer}.hook_{hook}") for hook in HOOKS}
 
-    between = submodule(block, "attention.output.LayerNorm")(acts["resid_pre"] + acts["attn_out"])
+    torch.testing.assert_close(acts["resid_mid"], acts["resid_pre"] + acts["attn_out"])
+    between = submodule(block, "attention.output.LayerNorm")(acts["resid_mid"])
     expected = submodule(block, "output.LayerNorm")(between + acts["mlp_out"])
     torch.testing.assert_close(acts["resid_post"], expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("hook", HOOKS)
+@torch.no_grad()
+def inputs_of(model: LanguageModel, module: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    """What a module reads in a plain forward pass."""
+    seen = []
+    with module.register_forward_pre_hook(lambda _, args: seen.append(args[0])):
+        plain_forward(model, ids, mask)
+    return seen[0]
+
+
+@pytest.mark.parametrize("layer", range(N_LAYERS))
 @pytest.mark.parametrize("kind", MODEL_KINDS)
+def test_heads_outputs_and_neurons_are_what_the_output_projections_of_a_plain_forward_read(
+    kind: str, layer: int, loaded: Callable[[str], LanguageModel]
+) -> None:
+    model = loaded(kind)
+    ids, mask = full_batch(model)
+    block = model.blocks[layer]
+    of_heads, of_neurons = (
+        submodule(block, path) for path in PROJECTIONS.get(kind, ("self_attn.o_proj", "mlp.down_proj"))
+    )
+
+    heads, neurons = (model.activations(ids, mask, f"blocks.{layer}.hook_{hook}") for hook in ("z", "mlp_post"))
+
+    assert torch.equal(heads, inputs_of(model, of_heads, ids, mask))
+    assert torch.equal(neurons, inputs_of(model, of_neurons, ids, mask))
+    assert neurons.shape[2] == {"gpt2": 4 * D_MODEL}.get(kind, 2 * D_MODEL)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "gemma2"])
+def test_neurons_are_the_nonlinearity_of_the_gate_times_its_other_half(
+    kind: str, loaded: Callable[[str], LanguageModel]
+) -> None:
+    model = loaded(kind)
+    ids, mask = full_batch(model)
+    mlp = submodule(model.blocks[1], "mlp")
+    with torch.no_grad():
+        read = model.activations(ids, mask, "blocks.1.hook_mlp_in")
+        expected = mlp.act_fn(mlp.gate_proj(read)) * mlp.up_proj(read)
+
+    torch.testing.assert_close(model.activations(ids, mask, "blocks.1.hook_mlp_post"), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CAUSAL_KINDS if kind != "gpt_neox"])
+def test_the_residual_stream_between_attention_and_mlp_is_what_the_mlps_norm_reads(
+    kind: str, loaded: Callable[[str], LanguageModel]
+) -> None:
+    model = loaded(kind)
+    ids, mask = full_batch(model)
+    norm = {"gpt2": "ln_2"} | dict.fromkeys(GEMMAS, "pre_feedforward_layernorm")
+    read = inputs_of(model, submodule(model.blocks[1], norm.get(kind, "post_attention_layernorm")), ids, mask)
+
+    between = model.activations(ids, mask, "blocks.1.hook_resid_mid")
+
+    assert torch.equal(between, read)
+    other = torch.randn(*ids.shape, D_MODEL, generator=torch.Generator().manual_seed(0))
+    seen = []
+    with (
+        torch.no_grad(),
+        model.edited(("blocks.1.hook_resid_mid",) * 2, lambda _, __: other),
+        model.blocks[1].register_forward_hook(lambda *called: seen.append(called[2])),
+    ):
+        plain_forward(model, ids, mask)
+        mlp_out = outputs_of(model, submodule(model.blocks[1], MLP.get(kind, "mlp")), ids, mask)
+    after = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    torch.testing.assert_close(after, other + mlp_out, atol=1e-4, rtol=1e-4)  # it takes both ways on
+
+
+def test_blocks_whose_attention_and_mlp_run_side_by_side_have_nothing_between(
+    loaded: Callable[[str], LanguageModel], refuses: Refuses
+) -> None:
+    with refuses(ConfigError, "GPTNeoXLayer", "at once", "use resid_pre"):
+        loaded("gpt_neox").check_hook("blocks.1.hook_resid_mid")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("hook", ["z", "mlp_post"])
+@pytest.mark.parametrize("kind", CAUSAL_KINDS)
+def test_a_direction_before_the_output_projection_adds_what_the_block_is_seen_to_add(
+    kind: str, hook: str, loaded: Callable[[str], LanguageModel]
+) -> None:
+    model = loaded(kind)
+    ids, mask = full_batch(model)
+    name, out = f"blocks.1.hook_{hook}", "attn_out" if hook == "z" else "mlp_out"
+    direction = torch.randn(2, model.width(name), generator=torch.Generator().manual_seed(1))
+    module = {"attn_out": ATTENTION.get(kind, "self_attn"), "mlp_out": MLP.get(kind, "mlp")}[out]
+
+    def with_acts(value: Tensor) -> Tensor:
+        with model.edited((name, name), lambda _, acts: value.expand_as(acts)):
+            return outputs_of(model, submodule(model.blocks[1], module), ids, mask)[0, 0]
+
+    added = model.added_directions(name, direction)
+
+    assert added.shape == (2, D_MODEL)
+    for row, own in zip(added, direction, strict=True):
+        seen = with_acts(own) - with_acts(torch.zeros_like(own))
+        scale = 1.0
+        if kind in GEMMAS:  # the norm behind divides by a size of its own
+            scale = float((seen @ row) / (row @ row))
+        torch.testing.assert_close(seen, scale * row, atol=1e-4, rtol=1e-4)
+    stream = torch.randn(2, D_MODEL)
+    assert model.added_directions("blocks.1.hook_mlp_out", stream) is stream
+
+
+@pytest.mark.parametrize(("kind", "hook"), KINDS_WITH_HOOKS)
 def test_padding_behind_a_text_changes_nothing(kind: str, hook: str, loaded: Callable[[str], LanguageModel]) -> None:
     model = loaded(kind)
     texts = [TEXTS[0], TEXTS[17], " ".join(TEXTS[20:24]), TEXTS[1]]
@@ -335,7 +448,7 @@ def test_one_pass_reads_any_hooks_in_the_order_they_are_named_in(
 ) -> None:
     model = loaded(kind)
     ids, mask = full_batch(model)
-    names = [f"blocks.{layer}.hook_{hook}" for layer in (2, 0, 1) for hook in HOOKS]
+    names = [f"blocks.{layer}.hook_{hook}" for layer in (2, 0, 1) for hook in HOOKS_OF[kind]]
     passes: list[int] = []
 
     with (
@@ -466,7 +579,7 @@ def test_a_hook_that_the_forward_pass_never_reaches_is_reported(tmp_path: Path, 
         "",
         "resid_post",
         "blocks.1.resid_post",
-        "blocks.1.hook_z",
+        "blocks.1.hook_q",
         "blocks.-1.hook_resid_post",
         "blocks.1.hook_resid_post ",
     ],
@@ -482,8 +595,7 @@ def test_a_layer_that_does_not_exist_is_refused(layer: int, llama: LanguageModel
         llama.check_hook(f"blocks.{layer}.hook_resid_post")
 
 
-@pytest.mark.parametrize("hook", HOOKS)
-@pytest.mark.parametrize("kind", MODEL_KINDS)
+@pytest.mark.parametrize(("kind", "hook"), KINDS_WITH_HOOKS)
 def test_every_kind_has_every_hook_in_every_block(kind: str, hook: str, loaded: Callable[[str], LanguageModel]) -> None:
     for layer in range(N_LAYERS):
         loaded(kind).check_hook(f"blocks.{layer}.hook_{hook}")
@@ -597,8 +709,7 @@ def test_losses_of_padded_texts_are_those_of_each_text_alone(llama: LanguageMode
         torch.testing.assert_close(together[row, : length - 1], alone[0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("hook", HOOKS)
-@pytest.mark.parametrize("kind", CAUSAL_KINDS)
+@pytest.mark.parametrize(("kind", "hook"), [(kind, hook) for kind, hook in KINDS_WITH_HOOKS if kind != "bert"])
 def test_replacing_activations_by_themselves_changes_nothing_and_by_zeros_does(
     kind: str, hook: str, loaded: Callable[[str], LanguageModel]
 ) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import fields, replace
 from datetime import timedelta, timezone
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import sqlalchemy as sa
 
 from sae_core import store_engine, store_pages, store_rows, store_search, store_writes
+from sae_core.access_records import Viewer
 from sae_core.errors import DiskFullError, InputError, NewerDatabaseError, NotFoundError, OlderDatabaseError, StoreError
 from sae_core.records import TOP_BAND, Feature, FeatureRow, IndexRecords, PackedFeature, Vocabulary
 from sae_core.schema import (
@@ -1141,3 +1143,30 @@ def test_many_threads_read_and_write_one_store(store: Store) -> None:
     with ThreadPoolExecutor(12) as pool:
         assert list(pool.map(work, range(30))) == [1] * 30
     assert len(store.labels("demo", range(30))) == 30
+
+
+def test_commits_are_counted_whoever_makes_them(database_url: str) -> None:
+    with closing(make_store(database_url)) as store, closing(Store.open(database_url)) as other:
+        first = store.commits()
+        if first is None:
+            assert database_url.startswith("postgresql")
+            return
+        store.feature("demo", 0)
+        assert store.commits() == first
+        for writer in (store, other, store.seen_by(Viewer(name="ada", sees_everything=True, action="", request_id=""))):
+            before = store.commits()
+            writer.add_labels("demo", {0: make_label("again")})
+            assert store.commits() != before
+
+
+def test_reads_of_one_moment_do_not_see_what_is_written_meanwhile(database_url: str) -> None:
+    with closing(make_store(database_url)) as store:
+        with store.at_one_moment() as now:
+            before = now.feature("demo", 0).labels
+            store.add_labels("demo", {0: make_label("written meanwhile", kind="human")})
+            assert now.labels_of_feature("demo", 0) == before
+            assert store.labels_of_feature("demo", 0)[0].text == "written meanwhile"
+            with pytest.raises(NotFoundError):
+                now.feature("nowhere", 0)
+            assert now.feature("demo", 0).labels == before
+        assert store.feature("demo", 0).labels[0].text == "written meanwhile"

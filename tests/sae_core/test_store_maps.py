@@ -66,11 +66,14 @@ def test_an_index_without_neighbours_says_what_to_run(store: Store) -> None:
 def test_label_texts_are_the_labels_that_are_shown(store: Store) -> None:
     fill_store(store)
     store.add_labels("demo", {1: make_label("a person's"), 299: make_label("last")})
+    for kind in ("pattern", "model"):
+        store.add_labels("demo", {2: make_label(f"a {kind}'s", kind=kind), 5: make_label(f"a {kind}'s", kind=kind)})
     found = {label.feature_index: label for label in store.label_texts("demo")}
     shown = store.labels("demo", range(N_FEATURES))
     assert list(found) == sorted(shown)
     assert {number: label.text for number, label in found.items()} == {i: label.text for i, label in shown.items()}
     assert found[1].text == "a person's" and found[1].confidence == 0.875  # that of the automatic one
+    assert found[2].text == found[5].text == "a model's"
     assert found[0].confidence is None
 
 

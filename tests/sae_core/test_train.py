@@ -34,7 +34,7 @@ N_STEPS = 16
 TOGETHER: dict[str, dict[str, Any]] = {
     "topk": {},
     "batchtopk": {"architecture": "batchtopk", "d_sae": 96, "k": 3, "seed": 5, "layer": 2},
-    "jumprelu": {"architecture": "jumprelu", "d_sae": 80, "layer": 0, "hook": "attn_out"},
+    "jumprelu": {"architecture": "jumprelu", "d_sae": 80, "layer": 0, "hook": "mlp_post"},
     "transcoder": {"hook": "mlp_in", "target_hook": "mlp_out", "layer": 1, "k": 7},
 }
 

@@ -18,7 +18,7 @@ from sae_core.store import Store
 from tests.app.access.conftest import HIDDEN, SECRET_LABEL, UNKNOWN, Client
 
 APP = Path(app_package.__file__).parent
-FILLED = {"item_id": "1", "feature_index": "0", "kind": "csv", "format": "csv", "corpus": "stories"}
+FILLED = {"item_id": "1", "context_id": "0", "feature_index": "0", "kind": "csv", "format": "csv", "corpus": "stories"}
 NAMED_AFTER_SAE = ("slug", "run_id", "sae", "a", "b")  # of parameters in the path and of those behind "?"
 QUERY = "text=king&q=secret&a={0}/0&b=demo/0&sae={0}&slug={0}&format=csv&feature=0&list_id={1}"
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sae_core.errors import EndpointError
+from sae_core.explain import job as job_module
 from sae_core.explain.bench import Bench
 from sae_core.explain.client import Client, Endpoint
 from sae_core.explain.job import Labelling, Prices
@@ -160,6 +161,19 @@ def test_the_estimate_is_near_what_is_asked(store: Store) -> None:
         assert estimate.cost == pytest.approx((estimate.prompt_tokens + 2 * estimate.answer_tokens) / 1e6)
         again = job.estimate(range(12))
         assert (again.features, again.done, again.requests) == (0, 12, 0)
+
+
+def test_what_there_are_no_texts_to_test_with_is_not_left_to_do(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(StubLLM(fires=sea)) as stub:
+        job = Labelling(Bench(store, "planted"), Client(Endpoint(base_url=stub.base_url, model="stub-7b")))
+        with monkeypatch.context() as patch:
+            patch.setattr(job_module, "fuzzing_trials", lambda *_, **__: [])
+            label(store, stub, [0, 1])
+            n_requests = len(stub.requests)
+            assert job.unfinished([0, 1]) == [] and job.estimate([0, 1]).requests == 0
+        assert job.unfinished([0, 1]) == [0, 1] and job.estimate([0, 1]).requests == 4  # one method, and its baseline
+        label(store, stub, [0, 1])
+        assert len(stub.requests) == n_requests + 4
 
 
 def test_a_persons_label_stays_and_is_tested(store: Store) -> None:

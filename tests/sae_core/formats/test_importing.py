@@ -9,6 +9,7 @@ import torch
 
 from sae_core.errors import ConfigError, WeightsError
 from sae_core.formats import hook_points, importing
+from sae_core.formats.exporting import export_sae
 from sae_core.formats.importing import ImportConfig, Imported, import_sae
 from sae_core.sae import load_sae
 from tests.published import (
@@ -161,7 +162,8 @@ def test_statistics_without_a_place_are_kept_beside_the_sae(model: str, tmp_path
         ({}, ConfigError, "do not say which layer"),
         ({"layer": 9}, ConfigError, "has no layer 9"),
         ({"layer": -1}, ConfigError, "numbered from 0"),
-        ({"layer": 1, "hook": "resid_mid"}, ConfigError, "resid_mid"),
+        ({"layer": 1, "hook": "hook_q"}, ConfigError, "hook_q"),
+        ({"layer": 1, "hook": "mlp_post"}, WeightsError, "gives 64 at blocks.1.hook_mlp_post"),
         ({"layer": 1, "dtype": "int3"}, ConfigError, "int3"),
         ({"layer": 1, "slug": "No Good"}, ConfigError, "slug"),
         ({"layer": 1, "input_scale": -1.0}, ConfigError, "above 0"),
@@ -182,10 +184,36 @@ def test_what_cannot_be_imported_so_is_one_sentence(
 
 
 def test_a_hook_point_that_saescope_has_not_is_named(model: str, tmp_path: Path) -> None:
-    saelens_files(tmp_path / "there", "standard", config={"metadata": {"hook_name": "blocks.1.attn.hook_z"}})
+    saelens_files(tmp_path / "there", "standard", config={"metadata": {"hook_name": "blocks.1.attn.hook_q"}})
 
-    with pytest.raises(ConfigError, match=r"blocks\.1\.attn\.hook_z"):
+    with pytest.raises(ConfigError, match=r"blocks\.1\.attn\.hook_q"):
         bring(tmp_path / "there", model)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("attn.hook_z", "z"), ("hook_resid_mid", "resid_mid"), ("mlp.hook_post", "mlp_post")]
+)
+def test_an_sae_of_heads_of_neurons_or_between_the_two_reads_there(theirs: str, ours: str, tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "tiny")
+    if ours == "mlp_post":  # as many neurons as the files' vectors have numbers
+        narrow = {**json.loads((folder / "config.json").read_text()), "intermediate_size": 32, "hidden_size": 48}
+        (folder / "config.json").write_text(json.dumps(narrow))
+    declared = {
+        "metadata": {"hook_name": f"blocks.1.{theirs}"},
+        "reshape_activations": "hook_z" if ours == "z" else "none",
+    }
+    saelens_files(tmp_path / "there", "standard", config=declared)
+
+    info = bring(tmp_path / "there", str(folder)).info
+
+    assert (info.hook_name, info.d_in, info.config["hook"]) == (f"blocks.1.hook_{ours}", 32, ours)
+    assert info.model.d_model == (48 if ours == "mlp_post" else 32)
+    export_sae(info, "saelens", tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "cfg.json").read_text())
+    assert (written["metadata"]["hook_name"], written["reshape_activations"]) == (
+        f"blocks.1.{theirs}",
+        "hook_z" if ours == "z" else "none",
+    )
 
 
 def test_another_models_sae_is_refused_with_the_models_name(model: str, tmp_path: Path) -> None:
@@ -213,9 +241,12 @@ def test_another_models_sae_is_refused_with_the_models_name(model: str, tmp_path
         ("model.layers.7.post_feedforward_layernorm.output", "blocks.7.hook_mlp_out"),
         ("resid_post_layer_3", "blocks.3.hook_resid_post"),
         ("attention_out_layer_3", "blocks.3.hook_attn_out"),
-        ("blocks.3.attn.hook_z", None),
-        ("blocks.3.hook_resid_mid", None),
-        ("model.layers.7.self_attn.o_proj.input", None),
+        ("blocks.3.attn.hook_z", "blocks.3.hook_z"),
+        ("blocks.3.hook_resid_mid", "blocks.3.hook_resid_mid"),
+        ("blocks.3.mlp.hook_post", "blocks.3.hook_mlp_post"),
+        ("model.layers.7.self_attn.o_proj.input", "blocks.7.hook_z"),
+        ("gpt_neox.layers.3.mlp.dense_4h_to_h.input", "blocks.3.hook_mlp_post"),
+        ("blocks.3.attn.hook_q", None),
         ("layers.3.mlp.act", None),
         ("blocks.3.hook_resid_post.hook_x", None),
         (7, None),

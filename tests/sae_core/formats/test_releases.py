@@ -38,7 +38,7 @@ def read(path: Path, name: str) -> ForeignSAE:
     [
         ("gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82", "blocks.12.hook_resid_post", None),
         ("gemma-scope-9b-pt-mlp/layer_3/width_16k/average_l0_82", "blocks.3.hook_mlp_out", None),
-        ("gemma-scope-2b-pt-att/layer_3/width_16k/average_l0_82", None, None),
+        ("gemma-scope-2b-pt-att/layer_3/width_16k/average_l0_82", "blocks.3.hook_z", None),
         ("models--google--gemma-scope-2b-pt-mlp/snapshots/1f/layer_2/average_l0_82", "blocks.2.hook_mlp_out", None),
     ],
 )

@@ -1,0 +1,65 @@
+"""The small pieces of HTML of which a page has hundreds: coloured tokens, bars, sparklines, words with their meaning.
+
+Templates ask for them by the partials that they are named after (`_tokens.html`, `_charts.html`, `_term.html`): they
+are printed here because Jinja takes ten times as long to call a macro.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+
+from markupsafe import Markup, escape
+
+from app.examples import TokenView
+from app.glossary import Term
+
+
+def token_spans(views: Iterable[TokenView]) -> Markup:
+    """Coloured tokens, each a span."""
+    return Markup("".join([_span(view) if view.is_marked else _plain_span(view.text, view.token_id) for view in views]))
+
+
+def bar(share: float, side: str = "quiet") -> Markup:
+    """A share of 1 as a bar; `side` is its class, which says the colour."""
+    return Markup(
+        f'<svg class="bar {side}" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
+        f'<rect class="track" width="100" height="8"/><rect width="{round(100 * share, 1)}" height="8"/></svg>'
+    )
+
+
+def spark(path: str, width: int = 72, height: int = 20) -> Markup:
+    """A sparkline; `path`: as `charts` draws it."""
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    return Markup(f'<svg class="spark" {size} aria-hidden="true"><path d="{path}"/></svg>')
+
+
+def term_printer(terms: Mapping[str, Term], glossary: str) -> Callable[..., Markup]:
+    """`term(key, text=None)`: a word with its definition on hover and focus; its link works by touch."""
+
+    @lru_cache(maxsize=1024)
+    def term(key: str, text: str | None = None) -> Markup:
+        link = Markup('<a class="term" href="{}#{}">{}<span class="tip" role="tooltip">{}</span></a>')
+        return link.format(glossary, key, text or terms[key].name, terms[key].meaning)
+
+    return term
+
+
+def _span(view: TokenView) -> str:
+    text, classes = _escaped(view.text), view.classes
+    before = f'<span class="{classes}"' if classes else "<span"
+    original = "" if view.original is None else f' data-t="{_escaped(view.original)}"'
+    if not view.step:
+        return f'{before} data-i="{view.token_id}"{original}>{text}</span>'
+    shown = view.shown_activation
+    value = f' data-v="{shown}" title="{text} · id {view.token_id} · activation {shown}"'
+    return f'{before} data-i="{view.token_id}"{value}{original}>{text}</span>'
+
+
+@lru_cache(maxsize=1 << 16)
+def _plain_span(text: str, token_id: int) -> str:
+    """What most tokens are, again and again."""
+    return f'<span data-i="{token_id}">{_escaped(text)}</span>'
+
+
+@lru_cache(maxsize=1 << 16)
+def _escaped(text: str) -> str:
+    return str(escape(text))
