@@ -100,9 +100,9 @@ async def meaning_page(
 async def _nearest(
     store: Store, background: Background, inference: Inference, settings: Settings, slug: str, query: MeaningQuery
 ) -> Nearest:
+    vectors = await run_in_threadpool(store.label_vectors, slug)
     if not query.q or not query.q.strip():
         raise PromptError("There is nothing to look for: give words for what labels should mean.")
-    vectors = await run_in_threadpool(store.label_vectors, slug)
     if vectors is None:
         raise NotFoundError(f'The labels of "{slug}" are no vectors yet; run `saescope label {slug} --embed MODEL`.')
     missing: Mapping[int, str] = {}
