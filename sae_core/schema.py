@@ -3,7 +3,7 @@ steerings; and tokens, sessions, audit. Read and written by `store` alone.
 
     models ──< saes ──< indexes >── corpora ──< contexts
                 │          └──< features, feature_texts, examples, samples, label_scores
-                └──< labels, label_history, label_vectors, maps                     lists ──< list_items      probes
+                └──< labels, label_history, label_vectors, maps      lists ──< list_items      probes
 
 Numbers by the hundred are packed, little-endian (`store_rows`), so an example costs tens of bytes. A change here needs
 a new file in `migrations/versions` and its number in `REVISION`; a test compares the two.

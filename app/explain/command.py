@@ -69,6 +69,8 @@ def run_label(arguments: argparse.Namespace, *, settings: Settings) -> int:
         raise ConfigError("--max-cost needs the prices of a million tokens: give --price-in and --price-out too.")
     with closing(Store.open(settings.database_url)) as store:
         if arguments.embed:
+            if arguments.patterns or arguments.features or arguments.top or arguments.random or arguments.unlabelled:
+                raise ConfigError("--embed makes vectors of all labels that there are; give it alone.")
             return embed_labels(store, arguments.slug, arguments.embed, device=settings.device)
         bench = Bench(store, arguments.slug, corpus=arguments.corpus)
         features = _chosen(bench, arguments)

@@ -67,6 +67,8 @@ def test_the_nearest_label_comes_first_and_the_model_is_named(client: TestClient
     assert page.status_code == 200 and "embedding model letters" in page.text
     assert page.text.index("ships at sea") < page.text.index("kings and queens")
     assert 'href="/api/saes/demo/meaning?q=hips+at+seas"' in page.text.replace("%20", "+")
+    marked = client.get("/saes/demo/meaning", params={"q": "<b>sea</b>"}).text
+    assert "<b>sea" not in marked and "&lt;b&gt;sea" in marked
     assert 'formaction="/saes/demo/meaning"' in client.get("/saes/demo/features").text
 
 
@@ -145,5 +147,7 @@ def test_the_command_makes_vectors_once_and_the_worker_searches_them(
     again = Shelf(ProberLoader(), device="cpu", max_tokens=9)
     with pytest.raises(ModelError, match="has changed since"):
         job.run(again)
+    assert main([*command, "--patterns"]) == 2
+    assert "give it alone" in capsys.readouterr().err
     assert main([*command[:3], str(tmp_path / "none"), *command[4:]]) == 2
     assert "There is no model folder" in capsys.readouterr().err

@@ -35,6 +35,7 @@ PAGES = [
     "/saes/demo/features/3",
     "/saes/demo/features/0?embed=1",
     "/saes/demo/features/0?tested=pattern-detection",
+    "/saes/demo/meaning?q=%3Cscript%3Ealert(1)%3C/script%3E",
     "/scores",
     "/scores?kind=model&method=fuzzing",
     "/saes/demo/probe",

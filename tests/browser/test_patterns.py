@@ -25,6 +25,7 @@ PAGES = [
     "/saes/demo/probe?text=the+king+and+the+queen&feature=3&token=2&pin=7&beside=unindexed",
     "/saes/demo/probe?text=the+king+and+the+queen&feature=surprise",
     "/saes/demo/texts",
+    "/saes/demo/meaning?q=king",
     "/scores",
     "/search?q=king",
     "/runs",
