@@ -12,6 +12,7 @@ const session = crypto.getRandomValues(new Uint32Array(2)).join("-"); // of this
 let running = null; // {controller, since} of the request under way
 let wanted = null; // {changes} to ask for after it
 let timer = 0;
+let again = 0; // timer: the server was full and is asked once more
 let shownOrder = rankedBy(state()); // how the lists are ranked that are seen
 
 // The form's state, with changes: a value of null is left out
@@ -48,6 +49,7 @@ async function ask(changes = {}) {
     if (performance.now() - running.since > SUPERSEDED) running.controller.abort();
     return;
   }
+  clearTimeout(again);
   const asked = state(changes);
   history.replaceState(null, "", address(asked));
   running = { controller: new AbortController(), since: performance.now() };
@@ -61,6 +63,7 @@ async function ask(changes = {}) {
     const order = rankedBy(asked);
     if (answer) show(answer, Boolean(asked.text.trim()), order === shownOrder);
     else say("The server failed on this; its log has the details.");
+    if (response.status === 503) again = setTimeout(ask, 1000 * (response.headers.get("Retry-After") ?? 5), changes);
     shownOrder = order;
   } catch (error) {
     if (error.name !== "AbortError") say("The server did not answer: is it still running?");

@@ -74,6 +74,12 @@ def refused_page(browser: Browser, server: str) -> Iterator[Page]:
 
 
 @pytest.fixture
+def busy_page(browser: Browser, server: str) -> Iterator[Page]:
+    """A page on which the browser may note that the server had no room for a text."""
+    yield from _watched(browser.new_page(base_url=server), server, allowed="status of 503")
+
+
+@pytest.fixture
 def tall_page(browser: Browser, server: str) -> Iterator[Page]:
     """A page that shows a map and what stands below it."""
     yield from _watched(browser.new_page(base_url=server, viewport={"width": 1280, "height": 1300}), server)

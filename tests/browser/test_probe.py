@@ -53,6 +53,20 @@ def test_a_pin_is_let_go(page: Page) -> None:
     expect(page).to_have_url(re.compile(r"[?&]pin=4$"))
 
 
+def test_a_full_server_is_asked_once_more_when_it_says_so(busy_page: Page) -> None:
+    busy_page.goto("/saes/demo/probe")
+    full = '<div id="answer"><p id="status" class="problem">3 probes are waiting for the model</p></div>'
+    busy_page.route(
+        "**/probe/live",
+        lambda route: route.fulfill(status=503, headers={"Retry-After": "1"}, content_type="text/html", body=full),
+        times=1,
+    )
+    busy_page.locator("#text").fill("the king")
+    expect(busy_page.locator("#status.problem")).to_have_text("3 probes are waiting for the model")
+    expect(busy_page.locator("#tokens button")).to_have_count(3)
+    expect(busy_page.locator("#status.problem")).to_have_count(0)
+
+
 def test_an_answer_to_an_older_text_is_dropped(page: Page) -> None:
     held = []
     page.goto("/saes/demo/probe")
