@@ -42,7 +42,7 @@ def test_charts_by_webgl_violate_no_policy(gl_page: Page, monkeypatch: pytest.Mo
     gl_page.route("**/api/saes/demo/charts*", by_webgl)
     gl_page.set_default_timeout(60_000)
     gl_page.add_init_script(NOTE_REFUSED)
-    gl_page.goto(WITH_CHARTS)
+    gl_page.goto(f"{WITH_CHARTS}?corpus=stories&by=webgl")  # an address of its own: the server keeps answers
     gl_page.locator(".js-plotly-plot .gl-canvas").first.wait_for(state="attached")
     gl_page.wait_for_load_state("networkidle")
     assert gl_page.evaluate("refused") == []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from app import runs
+from app import run_feed
 from sae_core import run_log
 from sae_core.progress import progress_bar
 from tests.run_logs import indexing, measure, training
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.browser
 @pytest.fixture(autouse=True)
 def own_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(run_log, "BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(runs, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(run_feed, "LOOK_SECONDS", 0.1)
     yield
     for folder in ("runs", "indexes"):
         shutil.rmtree(home / folder, ignore_errors=True)
