@@ -159,10 +159,10 @@ def _views(
             position == peak,
             token_id,
             activation,
-            None if text is token else token,
+            None if text == token else token,
             position == special,
         )
-        if activation or position in marked or text is not token
+        if activation or position in marked or text != token
         else _plain_view(text, token_id)
         for position, text, token, token_id, activation in zip(
             range(start, end), shown, texts, ids, activations, strict=True

@@ -37,8 +37,10 @@ ONE_YEAR = 365 * 24 * 3600
 
 
 def url(path: str, **params: object) -> str:
-    """`path` with the parameters that say something: None, False and "" are left out."""
-    given = {name: _text(value) for name, value in params.items() if value not in (None, False, "")}
+    """`path` with the parameters that say something: None, False and "" are left out, 0 is not."""
+    given = {
+        name: _text(value) for name, value in params.items() if not (value is None or value is False or value == "")
+    }
     return _quoted(path) + (f"?{urlencode(given)}" if given else "")
 
 

@@ -115,7 +115,7 @@ def test_a_map_of_nothing_says_what_to_do(capsys: pytest.CaptureFixture[str]) ->
         ({"model": "nobody/nothing"}, "nobody/nothing"),
         ({"layer": 12}, "no layer 12"),
         ({"layer": -1}, "numbered from 0"),
-        ({"hook": "resid_mid"}, "resid_mid"),
+        ({"hook": "resid_middle"}, "resid_middle"),
         ({"d_sae": 0}, "d_sae is 0"),
         ({"k": 65}, "k (65) is above d_sae (64)"),
         ({"corpus": "/no/such/file.txt"}, "no file or folder"),

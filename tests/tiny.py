@@ -11,6 +11,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from sae_core.config import HOOKS
+
 D_MODEL = 32
 N_LAYERS = 3
 CONTEXT_LIMIT = 512  # positions that the models know
@@ -31,6 +33,10 @@ _TOKENIZER_OF = {
 }
 MODEL_KINDS = tuple(_TOKENIZER_OF)
 CAUSAL_KINDS = tuple(kind for kind in MODEL_KINDS if kind != "bert")
+# Every hook point but what GPT-NeoX lacks, whose attention and MLP read the same vectors.
+HOOKS_OF = dict.fromkeys(MODEL_KINDS, HOOKS) | {"gpt_neox": tuple(hook for hook in HOOKS if hook != "resid_mid")}
+KINDS_WITH_HOOKS = [(kind, hook) for kind in MODEL_KINDS for hook in HOOKS_OF[kind]]
+CAUSAL_KINDS_WITH_HOOKS = [(kind, hook) for kind, hook in KINDS_WITH_HOOKS if kind in CAUSAL_KINDS]
 _WEIGHT_SEED = 7_000
 
 _WRITTEN = [

@@ -119,9 +119,10 @@ def own_store(tmp_path: Path) -> Iterator[Store]:
 
 
 def test_only_many_points_need_webgl_and_its_policy(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    def policy() -> str:
-        return client.get("/saes/demo").headers["Content-Security-Policy"]
+    def policy(n_points: int) -> str:
+        monkeypatch.setattr(charts, "GL_POINTS", n_points)
+        answer = client.get("/saes/demo", params={"points": n_points})  # an address of its own: answers are kept
+        return str(answer.headers["Content-Security-Policy"])
 
-    assert "unsafe" not in policy()
-    monkeypatch.setattr(charts, "GL_POINTS", 200)
-    assert "'unsafe-eval'" in policy()
+    assert "unsafe" not in policy(8000)
+    assert "'unsafe-eval'" in policy(200)

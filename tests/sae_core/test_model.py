@@ -25,7 +25,17 @@ from sae_core.errors import ConfigError, ModelError
 from sae_core.loading import choose_device, load_model, load_outline, load_tokenizer, resolve_model
 from sae_core.model import LanguageModel
 from sae_core.records import ModelInfo
-from tests.tiny import CAUSAL_KINDS, D_MODEL, MODEL_KINDS, N_LAYERS, TEXTS, save_tiny_model
+from tests.tiny import (
+    CAUSAL_KINDS,
+    CAUSAL_KINDS_WITH_HOOKS,
+    D_MODEL,
+    HOOKS_OF,
+    KINDS_WITH_HOOKS,
+    MODEL_KINDS,
+    N_LAYERS,
+    TEXTS,
+    save_tiny_model,
+)
 
 Refuses = Callable[..., AbstractContextManager[None]]
 CLASSES = {
@@ -51,9 +61,6 @@ PROJECTIONS = {
     "gpt_neox": ("attention.dense", "mlp.dense_4h_to_h"),
     "bert": ("attention.output.dense", "output.dense"),
 }
-# Every hook point but what GPT-NeoX lacks, whose attention and MLP read the same vectors.
-HOOKS_OF = dict.fromkeys(MODEL_KINDS, HOOKS) | {"gpt_neox": tuple(hook for hook in HOOKS if hook != "resid_mid")}
-KINDS_WITH_HOOKS = [(kind, hook) for kind in MODEL_KINDS for hook in HOOKS_OF[kind]]
 FINAL_NORM = {
     "gpt2": "transformer.ln_f",
     "gpt_neox": "gpt_neox.final_layer_norm",
@@ -709,7 +716,7 @@ def test_losses_of_padded_texts_are_those_of_each_text_alone(llama: LanguageMode
         torch.testing.assert_close(together[row, : length - 1], alone[0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "hook"), [(kind, hook) for kind, hook in KINDS_WITH_HOOKS if kind != "bert"])
+@pytest.mark.parametrize(("kind", "hook"), CAUSAL_KINDS_WITH_HOOKS)
 def test_replacing_activations_by_themselves_changes_nothing_and_by_zeros_does(
     kind: str, hook: str, loaded: Callable[[str], LanguageModel]
 ) -> None:

@@ -14,14 +14,13 @@ from sae_core.causal.edits import ColumnEdit, Edits
 from sae_core.causal.records import Column, Push, Steering, SteerRequest, SteerStart, SteerStep
 from sae_core.causal.sampling import sample
 from sae_core.causal.steering import steer
-from sae_core.config import HOOKS
 from sae_core.errors import ModelError, NotFoundError, PromptError, PromptTooLongError
 from sae_core.loading import load_model
 from sae_core.model import LanguageModel
 from sae_core.probe import Prober
 from sae_core.sae import ARCHITECTURES, load_sae
 from tests.planted import dense_encode, random_sae, save_sae
-from tests.tiny import CAUSAL_KINDS, save_tiny_model
+from tests.tiny import CAUSAL_KINDS_WITH_HOOKS, save_tiny_model
 
 LAYER = 1
 PROMPT = "The whale sang all night"
@@ -35,8 +34,8 @@ def prober_of(
     model: LanguageModel, folder: Path, *, hook: str = "resid_post", architecture: str = "topk",
     target_hook: str | None = None,
 ) -> Prober:  # fmt: skip
-    d_model = model.info.d_model
-    sae = random_sae(d_model, 48, 6, seed=5, architecture=architecture, d_out=d_model if target_hook else None)
+    d_in, d_out = (model.width(f"blocks.{LAYER}.hook_{point}") for point in (hook, target_hook or hook))
+    sae = random_sae(d_in, 48, 6, seed=5, architecture=architecture, d_out=d_out if target_hook else None)
     with torch.no_grad():
         sae.W_enc.copy_(sae.W_enc / 4 + 0.6 * sae.W_dec.T)  # reads its own directions in part, as trained ones do
     info = save_sae(sae, folder / "sae", model, layer=LAYER, hook=hook, context_size=32)
@@ -131,8 +130,7 @@ def test_clamps_give_the_text_that_a_plain_hook_gives(where: str, tiny: Prober) 
     assert column(found, "steered").token_ids != column(found, "baseline").token_ids
 
 
-@pytest.mark.parametrize("hook", HOOKS)
-@pytest.mark.parametrize("kind", CAUSAL_KINDS)
+@pytest.mark.parametrize(("kind", "hook"), CAUSAL_KINDS_WITH_HOOKS)
 def test_with_keys_and_values_kept_it_writes_what_it_writes_without(
     kind: str, hook: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
