@@ -14,14 +14,19 @@ from sae_core.causal.edits import ColumnEdit, Edits
 from sae_core.causal.records import Column, Push, Steering, SteerRequest, SteerStart, SteerStep
 from sae_core.causal.sampling import sample
 from sae_core.causal.steering import steer
+from sae_core.config import HOOKS
 from sae_core.errors import ModelError, NotFoundError, PromptError, PromptTooLongError
 from sae_core.loading import load_model
 from sae_core.model import LanguageModel
 from sae_core.probe import Prober
 from sae_core.sae import ARCHITECTURES, load_sae
 from tests.planted import dense_encode, random_sae, save_sae
-from tests.tiny import CAUSAL_KINDS_WITH_HOOKS, save_tiny_model
+from tests.tiny import CAUSAL_KINDS, save_tiny_model
 
+# A cache of keys and values is the model's, a change the hook point's: each kind at one point, each point in one kind.
+KIND_OR_HOOK = [(kind, "resid_post") for kind in CAUSAL_KINDS] + [
+    ("llama", hook) for hook in HOOKS if hook != "resid_post"
+]
 LAYER = 1
 PROMPT = "The whale sang all night"
 N_TOKENS = 12
@@ -130,7 +135,7 @@ def test_clamps_give_the_text_that_a_plain_hook_gives(where: str, tiny: Prober) 
     assert column(found, "steered").token_ids != column(found, "baseline").token_ids
 
 
-@pytest.mark.parametrize(("kind", "hook"), CAUSAL_KINDS_WITH_HOOKS)
+@pytest.mark.parametrize(("kind", "hook"), KIND_OR_HOOK)
 def test_with_keys_and_values_kept_it_writes_what_it_writes_without(
     kind: str, hook: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
