@@ -23,8 +23,8 @@ def test_people_read_probe_and_write_for_a_while(monkeypatch: pytest.MonkeyPatch
     assert found["alone"]["errors"] == found["beside_streams"]["errors"] == 0, load.card(found)
     assert found["alone"]["requests"] > 50 and found["streams"] == STREAMS
     assert {"pages 200", "probes 200", "writes 200"} <= set(found["alone"]["statuses"]), load.card(found)
-    for name in load.GAUGES:  # a short time has more of the warming up in it than a long one
-        assert found["memory"][name]["warm_mb"] > 10 and found["memory"][name]["growth"] < 0.25, load.card(found)
+    for name in load.GAUGES:  # most of a short time is warming up: answers that are kept fill 32 MB
+        assert found["memory"][name]["warm_mb"] > 10 and found["memory"][name]["growth"] < 0.75, load.card(found)
     assert f"beside {STREAMS} streams" in load.card(found) and "memory of the worker" in load.card(found)
 
 

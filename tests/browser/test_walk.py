@@ -153,16 +153,18 @@ def test_width_and_signs_change_at_once_and_stay_in_links(page: Page) -> None:
     text = page.locator(".example .tokens").first
     short = text.inner_text()
     page.get_by_role("link", name="full", exact=True).click()
+    expect(text).not_to_have_text(short, use_inner_text=True)
     assert len(text.inner_text()) > len(short)
     page.locator("[data-breaks]").click()
-    assert "·" in text.inner_text()
+    expect(text).to_contain_text("·", use_inner_text=True)
     assert asked(page) == {"width": "full", "breaks": "1"}
     assert page.evaluate("window.stays")
     page.reload()
-    assert "·" in text.inner_text()
+    expect(text).to_contain_text("·", use_inner_text=True)
     page.locator("[data-breaks]").click()
-    assert "·" not in text.inner_text()
+    expect(text).not_to_contain_text("·", use_inner_text=True)
     page.locator("a[rel=next]").click()
+    page.wait_for_url("**/features/2?*")
     assert asked(page) == {"width": "full"}
 
 
