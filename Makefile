@@ -23,9 +23,12 @@ install: .venv/.installed ## Only install, into .venv: then .venv/bin/saescope -
 
 ##@ Work on it
 
+# One more than there are cores: many tests wait for a browser, a database or another process.
+workers = $(shell $(python) -c 'import os; print((os.cpu_count() or 1) + 1)')
+
 .PHONY: test
 test: .venv/.installed-dev browser ## Run all tests, on SQLite, PostgreSQL and Chromium; installs what is missing
-	@$(python) -m pytest -n auto --dist loadfile
+	@$(python) -m pytest -n $(workers) --dist loadfile
 
 .PHONY: test-fast
 test-fast: .venv/.installed-dev ## Run the tests that need no browser, no PostgreSQL and no patience

@@ -79,7 +79,9 @@ def themed(request: pytest.FixtureRequest, browser: Browser, server: str) -> Ite
 @pytest.mark.parametrize("path", PAGES)
 def test_axe_finds_nothing_serious_and_the_page_fits(themed: Page, path: str) -> None:
     themed.goto(path)
-    found = Axe().run(themed).response["violations"]
+    is_dark = themed.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    # What is not about colours is the same in the dark.
+    found = Axe().run(themed, options={"runOnly": ["color-contrast"]} if is_dark else None).response["violations"]
     serious = {
         violation["id"]: [node["html"][:200] for node in violation["nodes"]][:5]
         for violation in found
