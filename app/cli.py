@@ -19,12 +19,19 @@ from app.access.commands import (
     who_may_come,
 )
 from app.cli_delete import DELETE, DELETE_EXAMPLES, add_delete_arguments, run_delete
+from app.cli_explain import (
+    BASIS,
+    LABEL,
+    LABEL_EXAMPLES,
+    add_basis_arguments,
+    add_label_arguments,
+    run_basis,
+    run_label,
+)
 from app.cli_export import EXPORT, EXPORT_EXAMPLES, add_export_arguments, run_export
 from app.cli_import import IMPORT, IMPORT_EXAMPLES, add_import_arguments, run_import
 from app.cli_jobs import index_and_add, map_and_add, map_if_missing, open_store, train_and_add
 from app.cli_labels import LABELS, LABELS_EXAMPLES, add_labels_arguments, run_labels
-from app.explain.basis import BASIS, add_basis_arguments, run_basis
-from app.explain.command import LABEL, LABEL_EXAMPLES, add_label_arguments, run_label
 from app.settings import Settings
 from sae_core.arguments import (
     add_device_argument,
@@ -121,10 +128,10 @@ again: after Ctrl-C the same command goes on, and once all is done it serves at 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
-    arguments = make_parser().parse_args(argv)
-    run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         with interrupts_heard():
+            arguments = make_parser().parse_args(argv)
+            run: Callable[[argparse.Namespace], int] = arguments.run
             return run(arguments)
     except SaescopeError as error:
         print(f"saescope: {error}", file=sys.stderr)
@@ -162,10 +169,10 @@ def make_parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=run_serve)
     basis = _command(commands, "basis", "make neurons or principal components to compare an SAE with", BASIS)
     add_basis_arguments(basis)
-    basis.set_defaults(run=lambda arguments: run_basis(arguments, settings=_settings(arguments)))
+    basis.set_defaults(run=lambda arguments: run_basis(arguments, _settings(arguments)))
     labelling = _command(commands, "label", "name features and test the names", LABEL, LABEL_EXAMPLES)
     add_label_arguments(labelling)
-    labelling.set_defaults(run=lambda arguments: run_label(arguments, settings=_settings(arguments)))
+    labelling.set_defaults(run=lambda arguments: run_label(arguments, _settings(arguments)))
     exporting = _command(commands, "export", "write features or an SAE into files", EXPORT, EXPORT_EXAMPLES)
     add_export_arguments(exporting)
     exporting.set_defaults(run=run_export_command)

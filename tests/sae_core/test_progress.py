@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import app.__main__
 from sae_core.progress import interrupts_heard
 
 
@@ -70,14 +71,15 @@ def test_other_errors_of_callbacks_are_told_as_ever(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-def test_ctrl_c_while_modules_are_imported_ends_the_command(tmp_path: Path) -> None:
+def test_ctrl_c_while_a_command_starts_ends_it(tmp_path: Path) -> None:
     code = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from app import cli; print('here', flush=True)\n"
+        "from app import cli; real = cli.make_parser\n"
+        "cli.make_parser = lambda: [print('here', flush=True), real()][1]  # main has been entered\n"
         "sys.exit(cli.main(['train', '--model', 'demo', '--layer', '3', '--corpus', 'python-docs']))\n"
     )
     environment = {**os.environ, "SAESCOPE_HOME": str(tmp_path)}
-    for wait in (0.05, 0.2, 0.4, 0.8):
+    for wait in (0.0, 0.05, 0.2, 0.4, 0.8):
         process = subprocess.Popen(
             [sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -88,3 +90,24 @@ def test_ctrl_c_while_modules_are_imported_ends_the_command(tmp_path: Path) -> N
         said = process.communicate(timeout=60)[1]
         assert process.returncode == 130, said
         assert "Traceback" not in said
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_while_the_command_line_is_loaded_ends_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class PressesCtrlC:
+        def find_spec(self, name: str, path: object, target: object = None) -> None:
+            if name == "app.cli":
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(sys, "meta_path", [PressesCtrlC(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "app.cli", raising=False)
+    monkeypatch.delattr(app, "cli", raising=False)
+    assert app.__main__.main() == 130
+    assert capsys.readouterr().err == "saescope: stopped.\n"
+
+
+def test_the_command_line_is_loaded_without_what_only_its_commands_need() -> None:
+    code = "import sys, app.cli; print([m for m in ('torch', 'fastapi', 'sqlalchemy', 'httpx') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
