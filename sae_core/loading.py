@@ -60,7 +60,21 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         if "device_map" not in placed:
             module.to(chosen)
+        _fuse_gelu(module)
     return LanguageModel(module, tokenizer, info)
+
+
+def _fuse_gelu(module: nn.Module) -> None:
+    """GPT-2's activation function in one operation instead of eight: the same formula, rounded elsewhere (2e-7).
+
+    On a CPU that saves a fifth of such a model's time.
+    """
+    from transformers.activations import GELUTanh, NewGELUActivation
+
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if type(child) is NewGELUActivation:
+                setattr(parent, name, GELUTanh())
 
 
 def load_outline(model_name: str, *, dtype: str = "float32") -> LanguageModel:

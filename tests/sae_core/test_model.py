@@ -156,6 +156,24 @@ def test_every_kind_of_model_loads_with_its_numbers(kind: str, loaded: Callable[
     assert model.device == torch.device("cpu")
 
 
+@torch.no_grad()
+def test_gpt2_gives_the_numbers_of_transformers_own_and_gradients_too(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model", "gpt2")
+    model, own = load_model(str(folder)), transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids, mask = full_batch(model)
+    numbers = plain_forward(model, ids, mask)
+    expected = own(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True)
+    for mine, theirs in zip(numbers.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(numbers.logits, expected.logits, rtol=1e-5, atol=1e-6)
+    x = torch.linspace(-6, 6, 1001).requires_grad_()
+    acts = [module.get_submodule("transformer.h.0.mlp.act") for module in (model.module, own)]
+    assert type(acts[0]) is not type(acts[1])
+    with torch.enable_grad():
+        gradients = [torch.autograd.grad(act(x).sum(), x)[0] for act in acts]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=5e-6)
+
+
 def test_the_revision_of_a_folder_changes_with_its_weights(tmp_path: Path, llama: LanguageModel) -> None:
     same = load_model(str(save_tiny_model(tmp_path / "same", "llama")))
     other = load_model(str(save_tiny_model(tmp_path / "other", "llama", seed=1)))
