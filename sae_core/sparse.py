@@ -71,6 +71,8 @@ class SparseCode:
     def active(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, features and values of the active entries, row by row."""
         is_active = self.values > 0
+        if bool(is_active.all()):  # as in most TopK codes: nothing to copy
+            return self.rows, self.indices, self.values
         return self.rows[is_active], self.indices[is_active], self.values[is_active]
 
     def dense(self) -> Tensor:
