@@ -120,14 +120,13 @@ def measured(sae: SAEInfo, *, repeats: int) -> dict[str, float]:
         [lambda i: bare_forward(prober, fresh[i]), lambda i: prober.probe(fresh[i])], repeats=repeats
     )
     typed = [text_of(prober, rng, TYPED_TOKENS) for _ in range(repeats)]
-    for text in typed:
-        prober.probed(Prompt(text=text, session=text))
     whole, added = medians(
         [
             lambda i: prober.probe(f"{typed[i]} again"),
-            lambda i: prober.probed(Prompt(text=f"{typed[i]} again", session=typed[i])),
+            lambda i: prober.probed(Prompt(text=f"{typed[i]} again", session="typist")),
         ],
         repeats=repeats,
+        before=lambda i: prober.probed(Prompt(text=typed[i], session="typist")),
     )
     return {"bare_ms": bare, "fresh_ms": probed, "fresh_ratio": probed / bare,
             "afresh_ms": whole, "typed_ms": added, "typed_ratio": added / whole}  # fmt: skip
@@ -147,13 +146,16 @@ def bare_forward(prober: Prober, text: str) -> None:
     prober.sae.encode(acts[0])
 
 
-def medians(calls: list[Callable[[int], object]], *, repeats: int) -> list[float]:
-    """Milliseconds of each call, which take turns."""
+def medians(
+    calls: list[Callable[[int], object]], *, repeats: int, before: Callable[[int], object] = lambda i: None
+) -> list[float]:
+    """Milliseconds of each call, which take turns; `before` each of them comes something that is not timed."""
     for call in calls:
         call(0)
     times: list[list[float]] = [[] for _ in calls]
     for i in range(1, repeats):
         for call, found in zip(calls, times, strict=True):
+            before(i)
             started = time.perf_counter()
             call(i)
             found.append(1000 * (time.perf_counter() - started))

@@ -43,11 +43,14 @@ class Prefix:
         return next((i for i in range(n) if self.token_ids[i] != token_ids[i]), n)
 
 
+MOST_BYTES = 256 << 20  # of keys and values: 15 texts of 512 tokens in the middle of Llama 3.2 1B
+
+
 class Prefixes:
     """The newest text of each session; the longest untouched go first."""
 
     def __init__(
-        self, *, max_bytes: int = 64 << 20, max_age: float = 600.0, clock: Callable[[], float] = time.monotonic
+        self, *, max_bytes: int = MOST_BYTES, max_age: float = 600.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """`max_age` in seconds."""
         self._max_bytes, self._max_age, self._clock = max_bytes, max_age, clock
