@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from app.numbers import number, percent
 from sae_core.bands import N_BANDS
-from sae_core.records import RANDOM_BAND, TOP_BAND, Example, Feature, FeatureRow, FeatureSummary
+from sae_core.records import RANDOM_BAND, TOP_BAND, Example, Feature
 
 STEPS = 20  # of the activation scale; the stylesheet has a class a0 … a20 for each
 WIDTHS = {"short": (14, 10), "medium": (40, 24)}  # tokens shown before and after the chosen one; "full" shows all
@@ -95,14 +95,6 @@ class LineView:
 
     before: tuple[TokenView, ...]
     after: tuple[TokenView, ...]  # from the peak on
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListRow:
-    """A feature in a list with its examples cut to a line each."""
-
-    feature: FeatureSummary
-    lines: tuple[LineView, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,16 +229,6 @@ def example_groups(
         views = [example_view(e, scale=scale, signs=signs, has_bos=has_bos, width=width) for e in members]
         groups.append(ExampleGroup(key=f"band-{band}", title=title, note=note, term=term, examples=tuple(views)))
     return groups
-
-
-def list_rows(rows: Sequence[FeatureRow], *, has_bos: bool = False) -> list[ListRow]:
-    return [
-        ListRow(
-            feature=row.feature,
-            lines=tuple(one_line(e, scale=row.feature.max_activation, has_bos=has_bos) for e in row.examples),
-        )
-        for row in rows
-    ]
 
 
 def unfurled(feature: Feature, examples: Sequence[Example]) -> str:

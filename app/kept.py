@@ -11,7 +11,7 @@ What is kept is what travels, compressed, with a tag of its content (`ETag`): a 
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_BYTES = 32 << 20  # of all answers together
 MOST_BYTES_EACH = 1 << 20
+DESKS = 2  # answers that are made at a time: Python computes for one, while another's query is answered
 _SAID = ("accept-encoding", "cookie", "host")  # headers that an answer may depend on
 _STATE = ("is_framed", "has_webgl")  # what a route tells `Watch`
 
@@ -30,11 +31,13 @@ def keep(request: Request, *, as_long_as: Callable[[], bool]) -> None:
     request.state.kept_as_long_as = as_long_as
 
 
-async def _keep(request: Request) -> None:
+async def _keep(request: Request) -> AsyncIterator[None]:
     keep(request, as_long_as=lambda: True)
+    async with request.app.state.desks:  # more would only take turns, each with a database connection of its own
+        yield
 
 
-Keeps = Depends(_keep)
+Keeps = Depends(_keep, scope="function")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,7 +39,8 @@ from app.explain import meaning
 from app.explain.background import Background
 from app.explain.routes import router as explain_router
 from app.inference import Inference, ModelWorker
-from app.kept import Kept
+from app.kept import DESKS, Kept
+from app.list_rows import LinesCache
 from app.matches import MatchCache
 from app.observe import health
 from app.observe.metrics import Metrics
@@ -79,10 +80,12 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.state.inference = inference
     app.state.labelling = labelling = Background(settings, app.state.store)
     app.state.points = PointsCache()
+    app.state.lines = LinesCache()
     app.state.matches = MatchCache()
     app.state.steerings = SteerCache()
     app.state.run_feeds = RunFeeds()
     app.state.metrics = Metrics()
+    app.state.desks = asyncio.Semaphore(DESKS)
     app.state.templates = make_environment(version=version, read_only=settings.read_only)
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=3)  # half the time of 5, a tenth more
     app.add_middleware(Kept, commits=app.state.store.commits)

@@ -13,9 +13,9 @@ from pydantic import BeforeValidator, Field
 
 from app.changes import author_of
 from app.deps import CorpusQuery, Name, PointsDep, Slug, StoreDep, Where
-from app.examples import list_rows
 from app.export import number_ranges
 from app.kept import Keeps
+from app.list_rows import list_rows
 from app.map_areas import Place, cells, corners, inside, outline_points, squares
 from app.pages import MAX_OFFERED_LISTS
 from app.rendering import PLOTLY, page, static_url, url

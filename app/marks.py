@@ -9,13 +9,22 @@ from functools import lru_cache
 
 from markupsafe import Markup, escape
 
-from app.examples import TokenView
+from app.examples import LineView, TokenView
 from app.glossary import Term
 
 
 def token_spans(views: Iterable[TokenView]) -> Markup:
     """Coloured tokens, each a span."""
     return Markup("".join([_span(view) if view.is_marked else _plain_span(view.text, view.token_id) for view in views]))
+
+
+def example_line(line: LineView) -> Markup:
+    """An example in one line."""
+    before, after = token_spans(line.before), token_spans(line.after)
+    return Markup(
+        f'<p class="tokens line"><span class="before"><span>{before}</span></span>'
+        f'<span class="after">{after}</span></p>'
+    )
 
 
 def bar(share: float, side: str = "quiet") -> Markup:

@@ -24,7 +24,7 @@ from app.deps import (
     as_seen,
 )
 from app.ends import ends
-from app.examples import example_groups, list_rows, unfurled
+from app.examples import example_groups, unfurled
 from app.explain.routes import BackgroundDep
 from app.explain.views import tested
 from app.kept import Keeps, keep
@@ -106,14 +106,15 @@ def _drawn(store: StoreDep, points: PointsDep, index: IndexInfo) -> dict[str, An
 def features_page(request: Request, store: StoreDep, slug: Slug, query: FeaturePageParams) -> Response:
     with store.at_one_moment() as now:
         summary = now.sae(slug)
-        found = now.features(slug, **query.selection())
-    index = indexed(summary, corpus=query.corpus)
+        index = indexed(summary, corpus=query.corpus)
+        found = now.features(slug, **query.selection(), examples=False)
+        rows = found.items if query.view == "table" else request.app.state.lines.rows(now, index, found.items)
     here, kept = f"/saes/{slug}/features", query_without(request, "after")
     selection = query_without(request, "after", "limit", "view")
     return page(
         request, "features.html", summary=summary, sae=summary.sae, index=index, has_index=True,
         has_weights=bool(summary.sae.weights_path), query=query,
-        corpus=query.corpus, rows=list_rows(found.items, has_bos=index.corpus.prepend_bos), next=found.next, here=here,
+        corpus=query.corpus, rows=rows, next=found.next, here=here,
         kept=kept, next_url=url(here, **kept, after=found.next),
         views={view: url(here, **query_without(request, "view"), view=view) for view in ("", "table")},
         orders=ORDERS, places=PLACES,

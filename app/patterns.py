@@ -10,10 +10,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 
 from app import charts
-from app.examples import STEPS, TokenView, example_groups, list_rows
+from app.examples import STEPS, TokenView, example_groups
 from app.explain.background import Work
 from app.explain.views import tested
 from app.kept import Keeps
+from app.list_rows import list_rows
 from app.probe_views import FeatureView
 from app.rendering import page
 from app.walk import Walk, walk_view

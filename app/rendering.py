@@ -5,6 +5,8 @@ Pages call `page()`; templates find `url`, `static_url`, the number formats and 
 
 import hashlib
 import re
+import threading
+from collections.abc import MutableMapping
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +15,7 @@ from urllib.parse import quote, urlencode
 
 from fastapi import Request
 from fastapi.responses import HTMLResponse
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
@@ -25,7 +27,7 @@ from app import charts, numbers
 from app.access.identity import identity_of
 from app.examples import SIGNS, with_signs
 from app.glossary import TERMS
-from app.marks import bar, spark, term_printer, token_spans
+from app.marks import bar, example_line, spark, term_printer, token_spans
 
 HERE = Path(__file__).resolve().parent
 # Beside this package in a checkout, inside it where saescope was installed from a wheel.
@@ -105,9 +107,24 @@ _OWN_ADDRESS = re.compile(
 )
 
 
-def make_environment(*, version: str, read_only: bool = True, glossary: str = "/glossary") -> Environment:
+class _Templates(Environment):
+    """Jinja's environment; of several requests that need a new template at once, one compiles it."""
+
+    _compiling = threading.RLock()
+
+    def _load_template(self, name: str, globals: MutableMapping[str, Any] | None) -> Template:
+        with self._compiling:
+            return super()._load_template(name, globals)
+
+    def compile_all(self) -> None:
+        """Compiles every template, so that no reader waits for it."""
+        for name in self.list_templates():
+            self.get_template(name)
+
+
+def make_environment(*, version: str, read_only: bool = True, glossary: str = "/glossary") -> _Templates:
     """The Jinja environment: everything is escaped, an unknown name is an error. `glossary`: what words link to."""
-    environment = Environment(
+    environment = _Templates(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
@@ -135,7 +152,11 @@ def make_environment(*, version: str, read_only: bool = True, glossary: str = "/
         environment.filters[name] = getattr(numbers, name)
     environment.filters.update(visible=visible_token, line_parts=line_parts, json_data=json_data, decimals=decimals)
     environment.globals.update(
-        token_spans=token_spans, bar_of=bar, spark_of=spark, term_of=term_printer(TERMS, glossary)
+        token_spans=token_spans,
+        example_line=example_line,
+        bar_of=bar,
+        spark_of=spark,
+        term_of=term_printer(TERMS, glossary),
     )
     return environment
 

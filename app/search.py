@@ -8,8 +8,8 @@ from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.deps import Name, StoreDep, Where
-from app.examples import ListRow, list_rows
 from app.kept import Keeps
+from app.list_rows import LinesCache, ListRow
 from app.rendering import page
 from sae_core.records import FeatureRow, IndexInfo
 from sae_core.store import Store
@@ -63,40 +63,38 @@ class Group:
 
 @router.get("/api/search", summary="Features of all SAEs by words", dependencies=[Keeps])
 def search(store: StoreDep, query: SearchParams) -> SearchResult:
-    return SearchResult(items=tuple(found for _, found in _found(store, query)))
+    with store.at_one_moment() as now:
+        return SearchResult(items=tuple(found for _, found in _found(now, query)))
 
 
 @router.get("/search", include_in_schema=False, response_class=HTMLResponse, dependencies=[Keeps])
 def search_page(request: Request, store: StoreDep, query: SearchParams) -> Response:
-    groups = [
-        Group(
-            slug=found.slug,
-            corpus=found.corpus,
-            rows=list_rows(found.items, has_bos=index.corpus.prepend_bos),
-            more=found.more,
-        )
-        for index, found in _found(store, query)
-    ]
+    lines: LinesCache = request.app.state.lines
+    with store.at_one_moment() as now:
+        groups = [
+            Group(
+                slug=found.slug,
+                corpus=found.corpus,
+                rows=lines.rows(now, index, found.items),
+                more=found.more,
+            )
+            for index, found in _found(now, query, examples=False)
+        ]
     return page(request, "search.html", query=query, groups=groups, places=PLACES)
 
 
-def _found(store: Store, query: SearchQuery) -> list[tuple[IndexInfo, Found]]:
+def _found(store: Store, query: SearchQuery, *, examples: bool = True) -> list[tuple[IndexInfo, Found]]:
     if not (query.q and query.q.strip()):
         return []
-    with store.at_one_moment() as now:
-        return _grouped(now, query)
-
-
-def _grouped(store: Store, query: SearchQuery) -> list[tuple[IndexInfo, Found]]:
     groups = []
     for summary in store.saes():
         if summary.indexes:
             slug, index = summary.sae.slug, summary.indexes[0]
-            found = store.features(slug, q=query.q, within=query.within, limit=SHOWN_EACH)
+            found = store.features(slug, q=query.q, within=query.within, limit=SHOWN_EACH, examples=examples)
             items, more = found.items, found.next is not None
             if more and query.within is None:
-                called_so = store.features(slug, q=query.q, within="label", limit=SHOWN_EACH).items
-                by_number = {row.feature.feature_index: row for row in (*called_so, *items)}
+                named = store.features(slug, q=query.q, within="label", limit=SHOWN_EACH, examples=examples).items
+                by_number = {row.feature.feature_index: row for row in (*named, *items)}
                 items = tuple(by_number.values())[:SHOWN_EACH]
             if items:
                 groups.append((index, Found(slug=slug, corpus=index.corpus.name, items=items, more=more)))

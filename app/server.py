@@ -130,6 +130,11 @@ class Server(uvicorn.Server):
         )  # fmt: skip
         self._app = app
 
+    async def startup(self, sockets: list[sockets.socket] | None = None) -> None:
+        await super().startup(sockets)
+        compiling = self._app.state.templates.compile_all  # a second of work, while the first page is being read
+        threading.Thread(target=compiling, name="saescope-templates", daemon=True).start()
+
     async def shutdown(self, sockets: list[sockets.socket] | None = None) -> None:
         self._app.state.stopping.set()
         await super().shutdown(sockets)

@@ -23,6 +23,7 @@ from sae_core.causal.records import SavedSteering, SteeringSummary
 from sae_core.errors import ConfigError, NotFoundError
 from sae_core.explain.records import EmbeddingModel, LabelScore, LabelVectors, PackedSample, ReplacedLabel, ScoreRow
 from sae_core.records import (
+    Example,
     Feature,
     FeatureDetail,
     FeatureList,
@@ -481,8 +482,10 @@ class Store:
         alive: bool = True,
         after: str | None = None,
         limit: int = 50,
+        examples: bool = True,
     ) -> FeaturePage:
-        """One page of the feature list. `alive` leaves out dead features; `after` is the `next` of the page before.
+        """One page of the feature list. `alive` leaves out dead features; `after` is the `next` of the page before;
+        `examples` gives the most telling ones of each.
 
         `q` is a feature's number, which finds that feature whatever the other filters, or words of which all must
         stand in its label, its promoted tokens, the tokens that it fires on or the text around the peaks of its top
@@ -509,7 +512,7 @@ class Store:
                 rows = page_rows(connection, asked, index_id=index["index_id"], sae_id=index["sae_id"])
             shown = rows[:limit]
             return FeaturePage(
-                items=self._listed(connection, shown, index=index),
+                items=self._listed(connection, shown, index=index, n_top=EXAMPLES_IN_LISTS if examples else 0),
                 next=cursor_after(shown[-1], sort=sort) if len(rows) > limit else None,
             )
 
@@ -665,12 +668,26 @@ class Store:
             rows = feature_rows_of(connection, index["index_id"], feature_indexes)
             return {row.feature.feature_index: row for row in self._listed(connection, rows, index=index)}
 
+    def listed_examples(
+        self, slug: str, feature_indexes: Collection[int], *, corpus: str | None = None
+    ) -> dict[int, list[Example]]:
+        """The most telling examples of these features, as lists show them."""
+        with self._database.reading() as connection:
+            index = index_row_of(connection, slug, corpus=corpus)
+            vocabulary = self._vocabulary(connection, index)
+            return examples_of(connection, index, feature_indexes, vocabulary=vocabulary, n_top=EXAMPLES_IN_LISTS)
+
     def _listed(
-        self, connection: sa.Connection, rows: Sequence[sa.RowMapping], *, index: sa.RowMapping
+        self,
+        connection: sa.Connection,
+        rows: Sequence[sa.RowMapping],
+        *,
+        index: sa.RowMapping,
+        n_top: int = EXAMPLES_IN_LISTS,
     ) -> tuple[FeatureRow, ...]:
         vocabulary = self._vocabulary(connection, index)
         numbers = [row["feature_index"] for row in rows]
-        top = examples_of(connection, index, numbers, vocabulary=vocabulary, n_top=EXAMPLES_IN_LISTS)
+        top = examples_of(connection, index, numbers, vocabulary=vocabulary, n_top=n_top) if n_top else {}
         shown = labels_of(connection, index["sae_id"], numbers)
         return tuple(
             FeatureRow(

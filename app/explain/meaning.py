@@ -15,11 +15,11 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from app.deps import CorpusQuery, InferenceDep, Name, SettingsDep, Share, Slug, StoreDep
-from app.examples import list_rows
 from app.explain.background import Background
 from app.explain.routes import BackgroundDep
 from app.inference import EmbedJob, Inference
 from app.leaving import while_wanted
+from app.list_rows import list_rows
 from app.rendering import page, url
 from app.settings import Settings
 from sae_core.errors import NotFoundError, PromptError, SaescopeError

@@ -1,0 +1,64 @@
+"""Features as lists print them: a row each, with its most telling examples cut to a line."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from markupsafe import Markup
+
+from app.examples import one_line
+from app.marks import example_line
+from sae_core.records import Example, FeatureRow, FeatureSummary, IndexInfo
+from sae_core.store import Store
+
+LINES_KEPT = 20_000  # features, of about 1.5 KB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListRow:
+    feature: FeatureSummary
+    lines: tuple[Markup, ...]
+
+
+def list_rows(rows: Sequence[FeatureRow], *, has_bos: bool = False) -> list[ListRow]:
+    """The rows with the examples that they came with."""
+    return [ListRow(feature=row.feature, lines=_lines(row.feature, row.examples, has_bos=has_bos)) for row in rows]
+
+
+class LinesCache:
+    """The lines of the features that were listed last. A finished index never changes, so nothing goes stale."""
+
+    def __init__(self, most: int = LINES_KEPT) -> None:
+        self._most = most
+        self._kept: OrderedDict[tuple[int | None, datetime, int], tuple[Markup, ...]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def rows(self, store: Store, index: IndexInfo, rows: Sequence[FeatureRow]) -> list[ListRow]:
+        """The same of rows without examples, of which only those are read whose lines are not known."""
+        here, features = (index.index_id, index.created_at), [row.feature for row in rows]
+        with self._lock:
+            known = {f.feature_index: self._kept.get((*here, f.feature_index)) for f in features}
+        unknown = [number for number, lines in known.items() if lines is None]
+        if unknown:
+            found = store.listed_examples(index.slug, unknown, corpus=index.corpus.name)
+            has_bos = index.corpus.prepend_bos
+            new = {
+                f.feature_index: _lines(f, found.get(f.feature_index, ()), has_bos=has_bos)
+                for f in features
+                if known[f.feature_index] is None
+            }
+            known |= new
+        with self._lock:
+            for number, lines in known.items():
+                self._kept[(*here, number)] = lines or ()
+                self._kept.move_to_end((*here, number))
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        return [ListRow(feature=f, lines=known[f.feature_index] or ()) for f in features]
+
+
+def _lines(feature: FeatureSummary, examples: Sequence[Example], *, has_bos: bool) -> tuple[Markup, ...]:
+    scale = feature.max_activation
+    return tuple(example_line(one_line(example, scale=scale, has_bos=has_bos)) for example in examples)
