@@ -31,6 +31,17 @@ _MODULES = (
     (r"\.(?:self_attn|attn|attention|self_attention)(?:\.output)?", "attn_out"),
     (r"\.self_attn\.o_proj\.input|\.attn\.c_proj\.input|\.attention\.dense\.input", "z"),
 )
+# What architectures call their blocks and the attention in one.
+_USUAL = ("layers", "self_attn")
+_BLOCKS = {
+    "GPT2": ("h", "attn"),
+    "GPTNeoX": ("layers", "attention"),
+    "GPTNeo": ("h", "attn"),
+    "GPTJ": ("h", "attn"),
+    "Falcon": ("h", "self_attention"),
+    "Bloom": ("h", "self_attention"),
+    "Bert": ("encoder.layer", "attention"),
+}
 _INPUTS = {"resid_post": "resid_pre", "mlp_out": "mlp_in"}  # what the module reads that writes this
 
 
@@ -58,6 +69,20 @@ def our_hook_name(name: object) -> str | None:
 def transformer_lens_name(hook_name: str) -> str:
     """One of our names as TransformerLens has it."""
     return hook_name.replace(".hook_z", ".attn.hook_z").replace(".hook_mlp_post", ".mlp.hook_post")
+
+
+def module_path(hook_name: str, architecture: str) -> str | None:
+    """The module of `transformers` whose output one of our hook points is, below the base model: `layers.6.mlp`.
+
+    None where it is no module's output. `architecture` is the model's class.
+    """
+    match = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", hook_name)
+    if match is None:
+        return None
+    blocks, attention = next((names for start, names in _BLOCKS.items() if architecture.startswith(start)), _USUAL)
+    inner = {"resid_post": "", "mlp_out": ".mlp", "attn_out": f".{attention}"}.get(match[2])
+    path = f"{blocks}.{match[1]}{inner}"
+    return path if inner is not None and our_hook_name(path) == hook_name else None
 
 
 def input_of(hook_name: str | None) -> str | None:

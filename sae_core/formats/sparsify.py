@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from sae_core.errors import ConfigError, WeightsError
 from sae_core.formats.foreign import ForeignSAE, dtype_name, in_float32, made, positive, with_bias_subtraction
-from sae_core.formats.hook_points import input_of, our_hook_name
+from sae_core.formats.hook_points import input_of, module_path, our_hook_name
 from sae_core.formats.source import Source
 
 if TYPE_CHECKING:
@@ -82,9 +82,15 @@ def write(outgoing: "Outgoing", folder: Path) -> tuple[str, ...]:
         raise ConfigError(f"sparsify normalises no inputs and this SAE does ({sae.input_norm}); export it as saelens.")
     if sae.d_out != sae.d_in:
         raise ConfigError("sparsify's transcoders have one width for input and output; this one has two.")
-    notes = (
-        [] if sae.is_transcoder or sae.subtracts_b_dec else ["b_dec's part in the encoder was folded into its bias."]
-    )
+    notes = []
+    if not (sae.is_transcoder or sae.subtracts_b_dec):
+        notes.append("b_dec's part in the encoder was folded into its bias.")
+    place = _place(outgoing)
+    if place is None:
+        notes.append(f"A folder's name cannot say in sparsify that it reads {outgoing.info.hook_name}; tell its users.")
+    else:
+        folder = folder / place
+        folder.mkdir()
     b_enc = sae.b_enc if sae.is_transcoder else with_bias_subtraction(sae, subtracts=True)
     tensors = {"encoder.weight": sae.W_enc.T, "encoder.bias": b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
     if sae.W_skip is not None:
@@ -104,3 +110,11 @@ def write(outgoing: "Outgoing", folder: Path) -> tuple[str, ...]:
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, folder / _WEIGHTS_FILE)
     (folder / "cfg.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return tuple(notes)
+
+
+def _place(outgoing: "Outgoing") -> str | None:
+    """The name of the folder that says where it reads; None where none does."""
+    info = outgoing.info
+    if outgoing.sae.is_transcoder and input_of(info.target_hook_name) != info.hook_name:
+        return None
+    return module_path(info.target_hook_name, info.model.architecture)

@@ -44,7 +44,8 @@ def build(folder, inputs):
 
 def load(folder, inputs):
     for path in sorted(path for path in folder.iterdir() if path.is_dir()):
-        save_file(compute(SparseCoder.load_from_disk(path), inputs), folder / f"{path.name}.safetensors")
+        (written,) = path.rglob("cfg.json")  # in a folder named after the module, or in none
+        save_file(compute(SparseCoder.load_from_disk(written.parent), inputs), folder / f"{path.name}.safetensors")
 
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -1,6 +1,7 @@
 """What is exported loads again and computes the same; a round trip through saescope changes no number of a file."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 from sae_core.errors import ConfigError
 from sae_core.formats.exporting import export_sae
+from sae_core.formats.hook_points import module_path, our_hook_name
 from sae_core.formats.importing import ImportConfig, import_sae
 from sae_core.records import ModelInfo, SAEInfo
 from sae_core.sae import ARCHITECTURES, SAE, load_sae
@@ -108,7 +110,45 @@ def test_sparsify_files_come_back_to_the_bit(activation: str, transcode: bool, m
 
     export_sae(imported(there, model, tmp_path / "home"), "sparsify", tmp_path / "back")
 
-    same_files(there, tmp_path / "back", "sae.safetensors", "cfg.json", but={"num_latents": D_SAE})
+    same_files(there, tmp_path / "back" / "layers.1.mlp", "sae.safetensors", "cfg.json", but={"num_latents": D_SAE})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "hook_name", "expected"),
+    [
+        ("LlamaForCausalLM", "blocks.3.hook_resid_post", "layers.3"),
+        ("LlamaForCausalLM", "blocks.3.hook_attn_out", "layers.3.self_attn"),
+        ("GPT2LMHeadModel", "blocks.11.hook_resid_post", "h.11"),
+        ("GPT2LMHeadModel", "blocks.11.hook_mlp_out", "h.11.mlp"),
+        ("GPTNeoXForCausalLM", "blocks.2.hook_attn_out", "layers.2.attention"),
+        ("BertModel", "blocks.0.hook_resid_post", "encoder.layer.0"),
+        ("LlamaForCausalLM", "blocks.3.hook_resid_pre", None),
+        ("LlamaForCausalLM", "blocks.3.hook_z", None),
+        ("LlamaForCausalLM", "embed", None),
+    ],
+)
+def test_what_a_module_puts_out_is_named_after_it_and_read_back(
+    architecture: str, hook_name: str, expected: str | None
+) -> None:
+    path = module_path(hook_name, architecture)
+    assert path == expected
+    assert path is None or our_hook_name(path) == hook_name
+
+
+def test_where_a_sparsify_folder_cannot_say_what_it_reads_that_is_said(tmp_path: Path) -> None:
+    info = replace(trained(tmp_path / "run", "topk"), hook_name="blocks.1.hook_resid_pre")
+
+    notes = export_sae(info, "sparsify", tmp_path / "out")
+
+    assert any("blocks.1.hook_resid_pre" in note for note in notes)
+    assert (tmp_path / "out" / "sae.safetensors").is_file()
+
+
+def test_a_folder_of_sparsify_needs_no_word_of_where_it_reads(model: str, tmp_path: Path) -> None:
+    info = trained(tmp_path / "run", "topk")
+    export_sae(info, "sparsify", tmp_path / "any-name")
+    back = import_sae(ImportConfig(path=tmp_path / "any-name", origin="x", model=model), home=tmp_path / "home").info
+    assert back.hook_name == info.hook_name
 
 
 @pytest.mark.parametrize("dict_class", [name for name in DICTIONARIES if name != "AutoEncoder"])
