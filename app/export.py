@@ -68,7 +68,7 @@ def feature_numbers(text: str, *, what: str = "--features", most: int = MAX_FEAT
             raise InputError(f"{what} has the range {part.strip()}, which ends before it begins; turn it round.")
         numbers.update(dict.fromkeys(range(first, min(last, first + most) + 1)))
         if len(numbers) > most:
-            raise InputError(f"{what} names more than {most} features, too many for one file or list; name fewer.")
+            raise InputError(f"{what} names more than {most:,} features, which is too many; name fewer.")
     return list(numbers)
 
 

@@ -41,8 +41,8 @@ def _chosen(bench: Bench, arguments: argparse.Namespace) -> list[int]:
     """The features that are asked for and that are active on the corpus."""
     chosen = bench.alive
     if arguments.features is not None:
-        wanted = feature_numbers(arguments.features)
         d_sae = bench.store.sae(bench.slug).sae.d_sae
+        wanted = feature_numbers(arguments.features, most=d_sae)
         if unknown := [number for number in wanted if number >= d_sae]:
             raise NotFoundError(f"There is no feature {unknown[0]}; this SAE's features are 0 to {d_sae - 1}.")
         alive = set(bench.alive)

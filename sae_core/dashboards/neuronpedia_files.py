@@ -22,6 +22,7 @@ from typing import Any
 
 from sae_core.config import LONGEST_CONTEXT
 from sae_core.errors import CorpusError
+from sae_core.labels import AUTHOR
 
 MOST_LINE_BYTES = 64 << 20
 _MOST_INDEX = 2**31 - 1
@@ -83,7 +84,7 @@ class BulkExplanation:
     feature_index: int
     description: str
     author: str
-    is_automatic: bool
+    kind: str  # of the label that it becomes
     created_at: datetime
 
 
@@ -168,18 +169,27 @@ def explanations(path: Path) -> Iterator[BulkExplanation]:
         if not isinstance(description, str):
             raise read.wrong("description is no text")
         by = [row.get(name) for name in ("explanationModelName", "typeName", "authorId")]
+        kind = _kind(*by[:2])
         named = [_whole(value) for value in by if isinstance(value, str) and value]
         yield BulkExplanation(
             place=place,
             source=read.source(),
             feature_index=read.index(),
             description=_whole(description),
-            author=named[0] if named else NOBODY,
-            is_automatic=bool(by[0] or by[1]),
+            author=AUTHOR if kind == PATTERN else named[0] if named else NOBODY,
+            kind=kind,
             created_at=_moment(row.get("createdAt")),
         )
 
 
+def _kind(model: Any, method: Any) -> str:
+    """A language model's if one is named, else of the method that is named, else a person's."""
+    if model:
+        return "model"
+    return "human" if not method else method if method == PATTERN else "automatic"
+
+
+PATTERN = "pattern"  # as what kind of method such labels are written
 NOBODY = "neuronpedia"  # who said so where the files do not say
 
 

@@ -138,7 +138,7 @@ class Dashboard:
                 self._read.check_source(line.source, line.place)
                 if line.feature_index not in self._read.seen.maxima or not line.description.strip():
                     continue
-                kind = "automatic" if line.is_automatic else "human"
+                kind = line.kind
                 label = Label(
                     text=line.description, kind=kind, author=line.author, score=None, created_at=line.created_at
                 )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_core.dashboards import NEURONPEDIA
+from sae_core.dashboards.neuronpedia_files import PATTERN
 from sae_core.dashboards.reading import each_feature
 from sae_core.disk import new_folder
 from sae_core.records import RANDOM_BAND, TOP_BAND, Example, Feature, FeatureDetail, IndexInfo, Label, SAEInfo
@@ -146,15 +147,15 @@ def _interval(feature: Feature, example: Example) -> tuple[float, float, float]:
 
 
 def _explanation_row(label: Label, key: Row) -> Row:
-    is_human = label.kind == "human"
+    method = {"automatic": label.author, PATTERN: PATTERN}.get(label.kind)
     return (
         {"id": f"{key['modelId']}/{key['layer']}/{key['index']}/{label.kind}"}
         | key
         | {
             "description": label.text,
-            "authorId": label.author if is_human else None,
-            "typeName": None if is_human else label.author,
-            "explanationModelName": None,
+            "authorId": label.author if label.kind == "human" else None,
+            "typeName": "saescope" if label.kind == "model" else method,
+            "explanationModelName": label.author if label.kind == "model" else None,
             "createdAt": label.created_at.isoformat(),
         }
     )

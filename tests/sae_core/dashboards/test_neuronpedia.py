@@ -102,7 +102,7 @@ def test_explanations_become_labels_the_newest_of_each_kind(store: Store, bulk: 
     import_dashboard(store, bulk, home=tmp_path)
 
     shown = {index: (label.text, label.kind, label.author) for index, label in store.all_labels(SLUG)}
-    assert shown == {0: ("royal persons", "automatic", "gpt-4o-mini"), 1: ("said by 人", "human", "ana")}
+    assert shown == {0: ("royal persons", "model", "gpt-4o-mini"), 1: ("said by 人", "human", "ana")}
     found = store.features(SLUG, q="royal")
     assert [row.feature.feature_index for row in found.items] == [0]
 
@@ -123,7 +123,7 @@ def test_the_same_again_changes_nothing_and_more_files_keep_what_people_wrote(
     import_dashboard(store, bulk, home=tmp_path)
     assert store.sae(SLUG).sae.d_sae == 13 and store.sae(SLUG).sae.created_at == before[0].sae.created_at
     texts = {(index, label.kind): label.text for index, label in store.all_labels(SLUG)}
-    assert texts == {(0, "automatic"): "royal persons", (1, "human"): "mine", (2, "human"): "mine too"}
+    assert texts == {(0, "model"): "royal persons", (1, "human"): "mine", (2, "human"): "mine too"}
     assert store.feature(SLUG, 12).examples[0].tokens == tuple(TOKENS)
 
 
@@ -348,6 +348,31 @@ def test_the_lines_have_neuronpedias_columns(sqlite_store: Store, tmp_path: Path
     assert {row["binContains"] for row in examples if row["binMin"] == -1} == {-1}
     (source,) = (json.loads((tmp_path / "out" / "source.jsonl").read_text()),)
     assert source["dataset"] == "stories.txt" and source["createdAt" if "createdAt" in source else "id"] == "3-demo"
+
+
+def test_labels_come_back_as_what_they_were(sqlite_store: Store, store: Store, tmp_path: Path) -> None:
+    sqlite_store.add_sae(make_sae(), make_vocabulary())
+    sqlite_store.add_index(make_records(n_features=5))
+    labels = {
+        kind: make_label(f"by {kind}", kind=kind, author=author)
+        for kind, author in (
+            ("human", "ana"),
+            ("model", "llama3.1:8b"),
+            ("automatic", "saescope"),
+            ("pattern", "saescope"),
+        )
+    }
+    for label in labels.values():
+        sqlite_store.add_labels("demo", {0: label})
+    expected = {label.kind: (label.text, label.author) for label in sqlite_store.labels_of_feature("demo", 0)}
+    assert expected.keys() == labels.keys()
+
+    export_dashboard(sqlite_store, "demo", tmp_path / "out")
+    done = import_dashboard(store, tmp_path / "out", home=tmp_path)
+
+    assert done is not None
+    back = {label.kind: (label.text, label.author) for label in store.labels_of_feature(done.sae.slug, 0)}
+    assert back == expected
 
 
 def test_an_export_is_one_folder_or_nothing(
