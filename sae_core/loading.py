@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,12 +56,37 @@ def load_model(
         placed = loading_options(
             dtype, chosen, spreads=device == AUTO, is_quantised=is_quantised, beside_bytes=beside_bytes
         )
-        module = loader.from_pretrained(source, **placed, **options)
+        with _without_report():
+            module, found = loader.from_pretrained(source, output_loading_info=True, **placed, **options)
+        _check_complete(model_name, found["missing_keys"])
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         if "device_map" not in placed:
             module.to(chosen)
         _fuse_gelu(module)
     return LanguageModel(module, tokenizer, info)
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """What a file has and lacks is not told as a table on the terminal: `_check_complete` says what matters of it."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _check_complete(model_name: str, missing: Collection[str]) -> None:
+    """ModelError if weights are missing, which `transformers` would draw at random; but for a pooler's, unused here."""
+    lacking = sorted(name for name in missing if "pooler" not in name)
+    if lacking:
+        raise ModelError(
+            f"{model_name} lacks {len(lacking)} of the model's tensors ({lacking[0]}{', …' if lacking[1:] else ''}), "
+            "and random ones in their place would make every number wrong: fetch its files again."
+        )
 
 
 def _fuse_gelu(module: nn.Module) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sae_core import model as model_module
@@ -906,6 +907,23 @@ def test_a_damaged_folder_is_refused(name: str, data: bytes | None, damaged: Pat
 
     with refuses(ModelError, str(damaged), "cannot be loaded"):
         load_model(str(damaged))
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.down_proj.weight", "model.norm.weight"])
+def test_a_model_without_some_of_its_weights_is_refused(
+    name: str, damaged: Path, refuses: Refuses, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tensors = load_file(damaged / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, damaged / "model.safetensors", metadata={"format": "pt"})
+    with refuses(ModelError, f"lacks 1 of the model's tensors ({name})", "fetch its files again"):
+        load_model(str(damaged))
+    assert "REPORT" not in capfd.readouterr().err
+
+
+def test_a_bert_without_its_pooler_loads_without_a_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load_model(str(save_tiny_model(tmp_path / "model", "bert")))
+    assert "REPORT" not in capfd.readouterr().err
 
 
 def test_weights_of_another_shape_are_refused(damaged: Path, refuses: Refuses) -> None:
