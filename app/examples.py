@@ -54,7 +54,7 @@ def _classes(step: int, is_peak: bool, is_special: bool, is_chosen: bool) -> str
     return " ".join(filter(None, (*parts, "chosen" if is_chosen else "")))
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 14)
 def _shown(activation: float) -> str:
     """Stored activations have half precision, so there are not many."""
     return number(activation)
@@ -115,7 +115,7 @@ def step(activation: float, *, scale: float) -> int:
     return min(STEPS, max(1, math.ceil(STEPS * activation / scale - 1e-9)))
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 14)
 def with_signs(text: str) -> str:
     """`text` with whitespace made visible; itself where there is none."""
     return "".join(SIGNS.get(character, character) for character in text) if set(text) & set(SIGNS) else text
@@ -162,7 +162,7 @@ def _views(
     ]
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 14)
 def _plain_view(text: str, token_id: int) -> TokenView:
     """What most tokens are, again and again."""
     return PlainToken(text, 0, False, token_id, 0.0)
@@ -282,7 +282,7 @@ def _short_source(source: str) -> str:
     return "/".join(parts[-2:]) if len(parts) > 2 else source
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 14)
 def _on_one_line(token: str) -> str:
     if not _BLANKS.search(token):
         return token

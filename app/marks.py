@@ -63,12 +63,12 @@ def _span(view: TokenView) -> str:
     return f'{before} data-i="{view.token_id}"{value}{original}>{text}</span>'
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 14)
 def _plain_span(text: str, token_id: int) -> str:
     """What most tokens are, again and again."""
     return f'<span data-i="{token_id}">{_escaped(text)}</span>'
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 14)
 def _escaped(text: str) -> str:
     return str(escape(text))

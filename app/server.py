@@ -20,6 +20,7 @@ from app.workers import serve_with_workers
 from sae_core.errors import BusyError, ConfigError
 
 SPARE_FILES = 200  # beside a connection each: the database, static files, the model worker
+KEEP_ALIVE = 60  # seconds a connection may be silent: closing it just as its reader asks again is an error to them
 
 
 def listen(settings: Settings) -> sockets.socket:
@@ -125,6 +126,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app, http=protocol, proxy_headers=settings.needs_login or settings.insecure, log_config=None,
                 access_log=False, lifespan="on", timeout_graceful_shutdown=3, server_header=False,
+                timeout_keep_alive=KEEP_ALIVE,
                 forwarded_allow_ips=settings.trusted_proxies, limit_concurrency=settings.max_connections,
             )
         )  # fmt: skip

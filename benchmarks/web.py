@@ -57,7 +57,7 @@ def pages(n_features: int) -> dict[str, Callable[[random.Random], str]]:
         "feature": lambda rng: f"{here}/features/{number(rng)}",
         "feature, embedded": lambda rng: f"{here}/features/{number(rng)}?embed=1",
         "feature, JSON": lambda rng: f"/api{here}/features/{number(rng)}",
-        "two features": lambda rng: f"/compare?a={SLUG}/{number(rng)}&b={SLUG}/{number(rng)}",
+        "two features": lambda rng: "/compare?a={0}/{1}&b={0}/{2}".format(SLUG, *rng.sample(range(n_features), 2)),
         "search of all SAEs": lambda rng: f"/search?q={word(rng.randrange(2, 3000))}",
         "glossary": lambda _: "/glossary",
     }

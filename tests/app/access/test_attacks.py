@@ -83,6 +83,19 @@ def test_a_head_that_does_not_come_is_not_waited_for(local: tuple[str, int], sen
         assert connection.recv(4000) == b""
 
 
+@pytest.mark.slow
+def test_who_reads_for_a_while_asks_again_on_the_same_connection(local: tuple[str, int]) -> None:
+    with socket.create_connection(local, timeout=5) as connection:
+        for pause in (0, 7):  # seconds; many servers close after 5, just as somebody may ask again
+            time.sleep(pause)
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"}"):
+                assert (part := connection.recv(4000))
+                answer += part
+            assert b"200 OK" in answer
+
+
 def test_an_answer_may_take_longer_than_a_head(local: tuple[str, int], filled: Store, tmp_path: Path) -> None:
     with (
         training(tmp_path, "demo") as log,
