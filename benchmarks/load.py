@@ -1,6 +1,6 @@
 """Does the dashboard stay up, quick, and of one size? Many people at once, for a minute or for half an hour.
 
-    python -m benchmarks.load [--seconds 60] [--clients 50] [--streams 1000] [--database URL]
+    python -m benchmarks.load [--seconds 60] [--clients 50] [--streams 1000] [--writes 0.05] [--database URL]
 
 1. Plant a database of 4,096 features and an SAE of the model that ships, and serve both with `saescope serve`, in a
    process of its own with its model worker, beside a training run that is at work for as long as this goes on.
@@ -77,18 +77,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--streams", type=int, default=1000)
     parser.add_argument("--features", type=int, default=FEATURES)
+    parser.add_argument("--writes", type=float, default=WRITES, help="share of all requests (0.05)")
     parser.add_argument("--database", help="an empty one (SQLite in a temporary folder)")
     arguments = parser.parse_args(argv)
     found = measured(
         arguments.database, seconds=arguments.seconds, clients=arguments.clients, streams=arguments.streams,
-        n_features=arguments.features,
+        n_features=arguments.features, writes=arguments.writes,
     )  # fmt: skip
     print(card(found), end="\n\n")
     print(json.dumps({"bench": "load", "unit": "ms", **found, "machine": machine()}))
     return 1 if found["alone"]["errors"] or found["beside_streams"]["errors"] else 0
 
 
-def measured(url: str | None, *, seconds: float, clients: int, streams: int, n_features: int) -> dict[str, Any]:
+def measured(
+    url: str | None, *, seconds: float, clients: int, streams: int, n_features: int, writes: float = WRITES
+) -> dict[str, Any]:
     """The whole of it: what was seen, by part."""
     allow_files(streams + clients + 200)
     with TemporaryDirectory(prefix="saescope-load-") as folder:
@@ -104,11 +107,12 @@ def measured(url: str | None, *, seconds: float, clients: int, streams: int, n_f
         TrainConfig(model="demo", layer=3, corpus=("x",), d_sae=300, k=15).save(files.folder / CONFIG_FILE)
         with web.served(url, home=home) as (address, process), recorded([files], kind="training", processes=1) as log:
             httpx.post(f"{address}/api/saes/random/probe", json={"text": "warm"}, timeout=120).raise_for_status()
-            crowd = _Crowd(address, process, clients=clients, n_features=n_features)
+            crowd = _Crowd(address, process, clients=clients, n_features=n_features, writes=writes)
             alone, beside, heard = asyncio.run(crowd.stay(seconds=seconds, streams=streams))
             log.stop()
     return {
-        "seconds": seconds, "clients": clients, "thought_s": THOUGHT, "features": n_features, "streams": heard,
+        "seconds": seconds, "clients": clients, "thought_s": THOUGHT, "writes": writes, "features": n_features,
+        "streams": heard,
         "alone": alone.summary(), "memory": {name: _grown(found) for name, found in alone.memory.items()},
         "beside_streams": beside.summary(),
     }  # fmt: skip
@@ -117,8 +121,9 @@ def measured(url: str | None, *, seconds: float, clients: int, streams: int, n_f
 class _Crowd:
     """People at one dashboard."""
 
-    def __init__(self, address: str, process: int, *, clients: int, n_features: int) -> None:
+    def __init__(self, address: str, process: int, *, clients: int, n_features: int, writes: float) -> None:
         self._address, self._process = address, process
+        self._shares = 1 - PROBES - writes, PROBES, writes
         self._clients, self._n_features = clients, n_features
         self._pages = list(web.pages(n_features).values())
 
@@ -154,7 +159,7 @@ class _Crowd:
         async with self._client() as client:
             await asyncio.sleep(rng.random() * THOUGHT)
             while time.monotonic() < end:
-                (kind,) = rng.choices(KINDS, (1 - PROBES - WRITES, PROBES, WRITES))
+                (kind,) = rng.choices(KINDS, self._shares)
                 began = time.perf_counter()
                 try:
                     status = str((await self._ask(client, rng, kind, number)).status_code)
