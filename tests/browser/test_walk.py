@@ -66,6 +66,7 @@ def test_typing_probes_when_it_pauses_and_keeps_the_address(page: Page) -> None:
     page.goto("/saes/demo/probe")
     expect(page.locator("#empty")).to_be_visible()
     page.locator("#text").press_sequentially("the king", delay=20)
+    expect(page.locator("#tokens")).to_have_text("<bos>the king")  # "the ki" was asked too where typing was slow
     expect(page.locator("#status")).to_contain_text("3 tokens")
     expect(page.locator("#empty")).to_be_hidden()
     assert asked(page) == {"text": "the king"}
