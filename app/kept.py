@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_BYTES = 32 << 20  # of all answers together
 MOST_BYTES_EACH = 1 << 20
-DESKS = 2  # answers that are made at a time: Python computes for one, while another's query is answered
+MADE_AT_ONCE = 2  # answers that are made at a time: Python computes for one, while another's query is answered
 _SAID = ("accept-encoding", "cookie", "host")  # headers that an answer may depend on
 _STATE = ("is_framed", "has_webgl")  # what a route tells `Watch`
 
@@ -33,7 +33,7 @@ def keep(request: Request, *, as_long_as: Callable[[], bool]) -> None:
 
 async def _keep(request: Request) -> AsyncIterator[None]:
     keep(request, as_long_as=lambda: True)
-    async with request.app.state.desks:  # more would only take turns, each with a database connection of its own
+    async with request.app.state.turns:  # more would only take turns, each with a database connection of its own
         yield
 
 

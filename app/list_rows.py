@@ -37,26 +37,22 @@ class LinesCache:
 
     def rows(self, store: Store, index: IndexInfo, rows: Sequence[FeatureRow]) -> list[ListRow]:
         """The same of rows without examples, of which only those are read whose lines are not known."""
-        here, features = (index.index_id, index.created_at), [row.feature for row in rows]
+        features = [row.feature for row in rows]
+        keys = {f.feature_index: (index.index_id, index.created_at, f.feature_index) for f in features}
         with self._lock:
-            known = {f.feature_index: self._kept.get((*here, f.feature_index)) for f in features}
-        unknown = [number for number, lines in known.items() if lines is None]
+            known = {number: self._kept[key] for number, key in keys.items() if key in self._kept}
+        unknown = [f for f in features if f.feature_index not in known]
         if unknown:
-            found = store.listed_examples(index.slug, unknown, corpus=index.corpus.name)
             has_bos = index.corpus.prepend_bos
-            new = {
-                f.feature_index: _lines(f, found.get(f.feature_index, ()), has_bos=has_bos)
-                for f in features
-                if known[f.feature_index] is None
-            }
-            known |= new
+            found = store.listed_examples(index.slug, [f.feature_index for f in unknown], corpus=index.corpus.name)
+            known |= {f.feature_index: _lines(f, found.get(f.feature_index, ()), has_bos=has_bos) for f in unknown}
         with self._lock:
-            for number, lines in known.items():
-                self._kept[(*here, number)] = lines or ()
-                self._kept.move_to_end((*here, number))
+            for number, key in keys.items():
+                self._kept[key] = known[number]
+                self._kept.move_to_end(key)
             while len(self._kept) > self._most:
                 self._kept.popitem(last=False)
-        return [ListRow(feature=f, lines=known[f.feature_index] or ()) for f in features]
+        return [ListRow(feature=f, lines=known[f.feature_index]) for f in features]
 
 
 def _lines(feature: FeatureSummary, examples: Sequence[Example], *, has_bos: bool) -> tuple[Markup, ...]:

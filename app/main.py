@@ -39,7 +39,7 @@ from app.explain import meaning
 from app.explain.background import Background
 from app.explain.routes import router as explain_router
 from app.inference import Inference, ModelWorker
-from app.kept import DESKS, Kept
+from app.kept import MADE_AT_ONCE, Kept
 from app.list_rows import LinesCache
 from app.matches import MatchCache
 from app.observe import health
@@ -85,7 +85,7 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.state.steerings = SteerCache()
     app.state.run_feeds = RunFeeds()
     app.state.metrics = Metrics()
-    app.state.desks = asyncio.Semaphore(DESKS)
+    app.state.turns = asyncio.Semaphore(MADE_AT_ONCE)
     app.state.templates = make_environment(version=version, read_only=settings.read_only)
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=3)  # half the time of 5, a tenth more
     app.add_middleware(Kept, commits=app.state.store.commits)

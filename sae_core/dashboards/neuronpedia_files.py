@@ -186,7 +186,9 @@ def _kind(model: Any, method: Any) -> str:
     """A language model's if one is named, else of the method that is named, else a person's."""
     if model:
         return "model"
-    return "human" if not method else method if method == PATTERN else "automatic"
+    if method:
+        return PATTERN if method == PATTERN else "automatic"
+    return "human"
 
 
 PATTERN = "pattern"  # as what kind of method such labels are written

@@ -138,14 +138,13 @@ class Dashboard:
                 self._read.check_source(line.source, line.place)
                 if line.feature_index not in self._read.seen.maxima or not line.description.strip():
                     continue
-                kind = line.kind
                 label = Label(
-                    text=line.description, kind=kind, author=line.author, score=None, created_at=line.created_at
+                    text=line.description, kind=line.kind, author=line.author, score=None, created_at=line.created_at
                 )
-                old = newest.get((line.feature_index, kind))
+                old = newest.get((line.feature_index, label.kind))
                 n_others += old is not None
                 if old is None or label.created_at > old.created_at:
-                    newest[line.feature_index, kind] = label
+                    newest[line.feature_index, label.kind] = label
         return [(feature_index, label) for (feature_index, _), label in newest.items()], n_others
 
     # Records
