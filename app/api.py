@@ -95,7 +95,7 @@ def sae(store: StoreDep, slug: Slug, query: CorpusParams) -> SAESummary:
     return summary
 
 
-@router.get("/saes/{slug}/charts", summary="The SAE page's charts as Plotly figures", dependencies=[Keeps])
+@router.get("/saes/{slug}/charts", summary="The SAE page's charts as Plotly figures", dependencies=Keeps)
 def sae_charts(store: StoreDep, points: PointsDep, slug: Slug, query: CorpusParams) -> dict[str, Any]:
     index = store.index(slug, corpus=query.corpus)
     return {
@@ -105,7 +105,7 @@ def sae_charts(store: StoreDep, points: PointsDep, slug: Slug, query: CorpusPara
     }
 
 
-@router.get("/saes/{slug}/features", summary="A page of features", dependencies=[Keeps])
+@router.get("/saes/{slug}/features", summary="A page of features", dependencies=Keeps)
 def features(store: StoreDep, slug: Slug, query: FeatureListParams) -> FeaturePage:
     return store.features(slug, **query.model_dump())
 
@@ -115,7 +115,7 @@ def random_feature(store: StoreDep, slug: Slug, query: CorpusParams) -> FeatureL
     return FeatureLink(slug=slug, feature_index=store.random_feature(slug, corpus=query.corpus))
 
 
-@router.get("/saes/{slug}/features/{feature_index}", summary="One feature with its examples", dependencies=[Keeps])
+@router.get("/saes/{slug}/features/{feature_index}", summary="One feature with its examples", dependencies=Keeps)
 def feature(store: StoreDep, slug: Slug, feature_index: FeatureIndex, query: CorpusParams) -> FeatureDetail:
     return store.feature(slug, feature_index, corpus=query.corpus)
 

@@ -37,7 +37,7 @@ def from_this_site(request: Request, *, by_cookie: bool) -> None:
     )
 
 
-def writable(settings: SettingsDep) -> None:
+async def writable(settings: SettingsDep) -> None:
     """Refuses changes where the server takes none."""
     if settings.read_only:
         raise ForbiddenError("This server is read-only: lists and labels are changed where saescope runs without that.")

@@ -42,7 +42,7 @@ class CompareQuery(BaseModel):
         return self.a or next(iter(self.sae), None), self.b or next(iter(self.sae[1:]), None)
 
 
-def get_matches(request: Request) -> MatchCache:
+async def get_matches(request: Request) -> MatchCache:
     matches: MatchCache = request.app.state.matches
     return matches
 
@@ -51,7 +51,7 @@ MatchesDep = Annotated[MatchCache, Depends(get_matches)]
 CompareParams = Annotated[CompareQuery, Query()]
 
 
-@router.get("/compare", dependencies=[Keeps])
+@router.get("/compare", dependencies=Keeps)
 def compare_page(
     request: Request, store: StoreDep, points: PointsDep, matches: MatchesDep, query: CompareParams
 ) -> Response:

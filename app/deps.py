@@ -1,4 +1,7 @@
-"""What routes ask for: the store, the model worker, and parameters that are checked before a route sees them."""
+"""What routes ask for: the store, the model worker, and parameters that are checked before a route sees them.
+
+A dependency that waits for nothing is `async`: FastAPI would send it to a thread and back, for each request.
+"""
 
 import re
 from collections.abc import Callable
@@ -28,13 +31,17 @@ Width = Literal["short", "medium", "full"]
 Part = Literal["label", "statistics", "histogram", "tokens", "examples"]
 
 
-def get_store(request: Request) -> Store:
+async def get_store(request: Request) -> Store:
     """The store as whoever asks may see it. Routes have no other."""
+    return _store(request)
+
+
+def _store(request: Request) -> Store:
     store: Store = request.app.state.store
     return store.seen_by(viewer_of(request))
 
 
-def get_inference(request: Request) -> Inference:
+async def get_inference(request: Request) -> Inference:
     """The model worker, which runs nothing for those who may only read."""
     inference: Inference = request.app.state.inference
     return inference if identity_of(request).may("editor") else cast(Inference, ClosedModel())
@@ -54,50 +61,58 @@ def _refused(*_: object, **__: object) -> NoReturn:
     raise ForbiddenError("Running a text through the model needs the role editor; what is stored can be read.")
 
 
-def get_settings(request: Request) -> Settings:
+async def get_settings(request: Request) -> Settings:
+    return _settings(request)
+
+
+def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 
 
 def get_runs(request: Request) -> list[Run]:
     """The runs that whoever asks may know of."""
-    settings = get_settings(request)
+    settings = _settings(request)
     runs = list_runs(settings.home)
     if viewer_of(request).sees_everything:
         return runs
-    return seen_runs(get_store(request), runs, new_saes=settings.visibility)
+    return seen_runs(_store(request), runs, new_saes=settings.visibility)
 
 
 def as_seen(request: Request, run: Run) -> Run:
     """A run as whoever asks may see it."""
     if viewer_of(request).sees_everything:
         return run
-    return seen_run(get_store(request), run, new_saes=get_settings(request).visibility)
+    return seen_run(_store(request), run, new_saes=_settings(request).visibility)
 
 
 async def check_run(request: Request) -> None:
     """A dependency of every route: a run is there for those for whom its SAE is."""
     run_id = request.path_params.get("run_id")
     if run_id is not None and not viewer_of(request).sees_everything:
-        store, settings = get_store(request), get_settings(request)
+        store, settings = _store(request), _settings(request)
         await run_in_threadpool(require_seen_run, store, str(run_id), new_saes=settings.visibility)
 
 
-def get_points(request: Request) -> PointsCache:
+async def get_points(request: Request) -> PointsCache:
     points: PointsCache = request.app.state.points
     return points
 
 
-def get_version(request: Request) -> str:
+async def get_version(request: Request) -> str:
     version: str = request.app.version
     return version
 
 
-def checked_slug(slug: Annotated[str, Path(description="the SAE's name")]) -> str:
+def checked_slug(slug: str) -> str:
     """A slug that could exist; one that cannot is unknown, not malformed."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", slug):
         raise NotFoundError("There is no SAE of this name: the start page lists those that are here.")
     return slug
+
+
+async def _slug(slug: Annotated[str, Path(description="the SAE's name")]) -> str:
+    return checked_slug(slug)
 
 
 def clean_text(text: str) -> str:
@@ -244,7 +259,7 @@ RunsDep = Annotated[list[Run], Depends(get_runs)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 PointsDep = Annotated[PointsCache, Depends(get_points)]
 VersionDep = Annotated[str, Depends(get_version)]
-Slug = Annotated[str, Depends(checked_slug)]
+Slug = Annotated[str, Depends(_slug)]
 FeatureIndex = Annotated[int, Path(ge=0, le=LARGEST_INDEX)]
 CorpusParams = Annotated[CorpusQuery, Query()]
 FeatureListParams = Annotated[FeatureListQuery, Query()]

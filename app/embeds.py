@@ -10,7 +10,8 @@ from pydantic import Field
 
 from app.deps import EMBEDDED_PARTS, FeatureIndex, FeatureQuery, Part, Slug, StoreDep
 from app.kept import Keeps
-from app.rendering import absolute, page, url
+from app.rendering import absolute, page
+from app.urls import url
 
 router = APIRouter()
 
@@ -44,7 +45,7 @@ class EmbedCode:
     "/saes/{slug}/features/{feature_index}/embed",
     include_in_schema=False,
     response_class=HTMLResponse,
-    dependencies=[Keeps],
+    dependencies=Keeps,
 )
 def embed_page(
     request: Request, store: StoreDep, slug: Slug, feature_index: FeatureIndex, query: EmbedParams

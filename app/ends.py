@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.rendering import url
+from app.urls import url
 from sae_core.records import FeaturePoint, IndexInfo, Label
 from sae_core.store import Store
 

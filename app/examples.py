@@ -142,24 +142,24 @@ def _views(
 ) -> list[TokenView]:
     """The tokens from `start` on, as many as there are `texts`, printed as `shown`."""
     end, peak = start + len(texts), example.position
-    marked = (peak, special)
     ids, activations = example.token_ids[start:end], example.activations[start:end]
-    return [
-        TokenView(
+    views = list(map(_plain_view, shown, ids))  # most are plain: the others are looked at one by one
+    marked = {at for at, activation in enumerate(activations) if activation}
+    marked.update(at - start for at in (peak, special) if start <= at < end)
+    if shown is not texts:
+        marked.update(at for at, (view, token) in enumerate(zip(views, texts, strict=True)) if view.text != token)
+    for at in marked:
+        text, token, activation = views[at].text, texts[at], activations[at]
+        views[at] = TokenView(
             text,
-            step(activation, scale=scale) if activation else 0,
-            position == peak,
-            token_id,
+            step(activation, scale=scale),
+            start + at == peak,
+            ids[at],
             activation,
             None if text == token else token,
-            position == special,
+            start + at == special,
         )
-        if activation or position in marked or text != token
-        else _plain_view(text, token_id)
-        for position, text, token, token_id, activation in zip(
-            range(start, end), shown, texts, ids, activations, strict=True
-        )
-    ]
+    return views
 
 
 @lru_cache(maxsize=1 << 14)

@@ -15,7 +15,8 @@ from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter
 
 from app.deps import FeatureListParams, FeatureListQuery, Slug, StoreDep
-from app.rendering import absolute, url
+from app.rendering import absolute
+from app.urls import url
 from sae_core.records import FeatureRow, TokenWeight
 from sae_core.store import Store
 

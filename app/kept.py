@@ -31,13 +31,17 @@ def keep(request: Request, *, as_long_as: Callable[[], bool]) -> None:
     request.state.kept_as_long_as = as_long_as
 
 
-async def _keep(request: Request) -> AsyncIterator[None]:
-    keep(request, as_long_as=lambda: True)
+async def _in_turn(request: Request) -> AsyncIterator[None]:
     async with request.app.state.turns:  # more would only take turns, each with a database connection of its own
         yield
 
 
-Keeps = Depends(_keep, scope="function")
+async def _keep(request: Request) -> None:
+    keep(request, as_long_as=lambda: True)
+
+
+TakesTurns = Depends(_in_turn, scope="function")
+Keeps = [Depends(_keep), TakesTurns]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,8 @@ from starlette.concurrency import run_in_threadpool
 
 from app.deps import LONGEST_TEXT, Index, InferenceDep, Name, SettingsDep, StoreDep
 from app.literature import ARCHITECTURES, PAPERS, TOOLS
-from app.rendering import page, url
+from app.rendering import page
+from app.urls import url
 from app.walk import Walk, chosen_sae, own_text, walk, walk_view
 from sae_core.errors import NotFoundError, SaescopeError
 from sae_core.records import SAESummary

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from app.examples import LineView, one_line
 from app.feature_files import harmless, joined_tokens
-from app.rendering import url
+from app.urls import url
 from sae_core.records import FeatureList, ListItem, SAEInfo
 
 UNFURLED_LABELS = 6

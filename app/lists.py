@@ -25,7 +25,8 @@ from app.lists_api import (
     added_many,
     labelled,
 )
-from app.rendering import absolute, page, url
+from app.rendering import absolute, page
+from app.urls import url
 from sae_core.errors import InputError
 from sae_core.store_lists import MAX_CHARACTERS, MAX_ITEMS
 
@@ -35,7 +36,7 @@ Format = Literal["csv", "jsonl", "html"]
 MEDIA_TYPES = {"csv": "text/csv", "jsonl": "application/x-ndjson", "html": "text/html"}
 
 
-@router.get("/lists", dependencies=[Keeps])
+@router.get("/lists", dependencies=Keeps)
 def lists_page(request: Request, store: StoreDep) -> Response:
     return page(request, "lists.html", lists=store.lists(), author=author_of(request), most=MAX_CHARACTERS)
 
@@ -80,7 +81,7 @@ def add_features_to_any_list(store: StoreDep, fields: Fields) -> Response:
     return seen_at(f"/lists/{list_id}#items", author=asked.author)
 
 
-@router.get("/lists/{list_id}", dependencies=[Keeps])
+@router.get("/lists/{list_id}", dependencies=Keeps)
 def list_page(request: Request, store: StoreDep, list_id: ListId) -> Response:
     found = store.feature_list(list_id)
     return page(

@@ -18,8 +18,9 @@ from app.kept import Keeps
 from app.list_rows import list_rows
 from app.map_areas import Place, cells, corners, inside, outline_points, squares
 from app.pages import MAX_OFFERED_LISTS
-from app.rendering import PLOTLY, page, static_url, url
+from app.rendering import PLOTLY, page, static_url
 from app.search import PLACES
+from app.urls import url
 from sae_core.errors import NotFoundError
 from sae_core.records import FeatureMap, FeaturePoint, IndexInfo, LabelText
 from sae_core.store import Store
@@ -90,7 +91,7 @@ class LabelTexts:
     next: str | None = None
 
 
-@router.get("/api/saes/{slug}/map", summary="The features in the plane, and those selected there", dependencies=[Keeps])
+@router.get("/api/saes/{slug}/map", summary="The features in the plane, and those selected there", dependencies=Keeps)
 def map_data(store: StoreDep, points: PointsDep, slug: Slug, query: MapDataParams) -> MapReport:
     index = store.index(slug, corpus=query.corpus)
     known, made = points.points(store, index), _map(store, slug)
@@ -102,7 +103,7 @@ def labels(store: StoreDep, slug: Slug) -> LabelTexts:
     return LabelTexts(items=tuple(store.label_texts(slug)))
 
 
-@router.get("/saes/{slug}/map", include_in_schema=False, response_class=HTMLResponse, dependencies=[Keeps])
+@router.get("/saes/{slug}/map", include_in_schema=False, response_class=HTMLResponse, dependencies=Keeps)
 def map_page(request: Request, store: StoreDep, points: PointsDep, slug: Slug, query: MapParams) -> Response:
     summary = store.sae(slug)
     index = store.index(slug, corpus=query.corpus)

@@ -9,8 +9,9 @@ from functools import lru_cache
 
 from markupsafe import Markup, escape
 
-from app.examples import LineView, TokenView
+from app.examples import ExampleView, LineView, TokenView
 from app.glossary import Term
+from app.urls import url
 
 
 def token_spans(views: Iterable[TokenView]) -> Markup:
@@ -25,6 +26,43 @@ def example_line(line: LineView) -> Markup:
         f'<p class="tokens line"><span class="before"><span>{before}</span></span>'
         f'<span class="after">{after}</span></p>'
     )
+
+
+def example_text(example: ExampleView) -> Markup:
+    """An example's tokens, with a sign where text is left out: the width class around it says which are seen."""
+    runs = "".join([f'<span class="run-{run.reach}">{token_spans(run.tokens)}</span>' for run in example.runs])
+    return Markup(f'<p class="tokens">{_cut(example.cut_before)}{runs}{_cut(example.cut_after)}</p>')
+
+
+def example_item(
+    example: ExampleView, slug: str, feature_index: int, corpus: str | None, can_probe: bool = True
+) -> Markup:
+    """An example in a feature's list of them."""
+    copies = _COPIES.format(example.copies) if example.copies else ""
+    probe = f"{example.context_id}".join(_probe_link(slug, feature_index, corpus)) if can_probe else ""
+    source = f'<span title="{_escaped(example.source)}">{_escaped(example.short_source)}</span>'
+    return Markup(
+        f'<li class="example">\n  <span class="value">{example.activation}</span>\n  {example_text(example)}\n'
+        f'  <span class="source">{copies}{source}{probe}</span>\n</li>'
+    )
+
+
+@lru_cache(maxsize=1024)
+def _probe_link(slug: str, feature_index: int, corpus: str | None) -> tuple[str, str]:
+    """To where an example's whole text is probed: what stands before and after the number of its context."""
+    before = _escaped(url(f"/saes/{slug}/contexts/"))
+    after = _escaped(url("/probe", feature=feature_index, corpus=corpus))
+    return f' <a href="{before}', f'{after}" title="Open this text on the probe page">probe</a>'
+
+
+_COPIES = (
+    '<a class="copies" href="/glossary#copies" title="So many places of the corpus read the same around the peak; '
+    'shown once">{}</a> '
+)
+
+
+def _cut(reaches: str) -> str:
+    return f'<span class="cut {reaches}">…</span>' if reaches else ""
 
 
 def bar(share: float, side: str = "quiet") -> Markup:

@@ -27,13 +27,14 @@ from app.ends import ends
 from app.examples import example_groups, unfurled
 from app.explain.routes import BackgroundDep
 from app.explain.views import tested
-from app.kept import Keeps, keep
+from app.kept import Keeps, TakesTurns, keep
 from app.pareto import own_corpora, pareto
 from app.pareto_plot import plots
 from app.probing import chosen_index, indexed
-from app.rendering import STATIC, absolute, page, query_without, url
+from app.rendering import STATIC, absolute, page, query_without
 from app.runs import run_news, run_view, unfinished
 from app.search import PLACES
+from app.urls import url
 from sae_core.records import TOP_BAND, FeatureDetail, IndexInfo
 from sae_core.runs import has_run
 from sae_core.store import Store
@@ -52,7 +53,7 @@ MAX_OFFERED_LISTS = 100  # on a feature's page, to add it to: those that changed
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
 
-@router.get("/")
+@router.get("/", dependencies=[TakesTurns])
 def home(request: Request, store: StoreDep, settings: SettingsDep, all_runs: RunsDep) -> Response:
     runs = run_news(settings.home, unfinished(all_runs))
     with store.at_one_moment() as now:
@@ -67,7 +68,7 @@ def saes() -> Response:
     return RedirectResponse("/", status_code=308)
 
 
-@router.get("/saes/{slug}")
+@router.get("/saes/{slug}", dependencies=[TakesTurns])
 def sae_page(
     request: Request, store: StoreDep, settings: SettingsDep, points: PointsDep, slug: Slug, query: CorpusParams
 ) -> Response:
@@ -102,7 +103,7 @@ def _drawn(store: StoreDep, points: PointsDep, index: IndexInfo) -> dict[str, An
     }
 
 
-@router.get("/saes/{slug}/features", dependencies=[Keeps])
+@router.get("/saes/{slug}/features", dependencies=Keeps)
 def features_page(request: Request, store: StoreDep, slug: Slug, query: FeaturePageParams) -> Response:
     with store.at_one_moment() as now:
         summary = now.sae(slug)
@@ -129,7 +130,7 @@ def random_feature(store: StoreDep, slug: Slug, query: CorpusParams) -> Response
     return RedirectResponse(target, status_code=303, headers={"Cache-Control": "no-store"})
 
 
-@router.get("/saes/{slug}/features/{feature_index}")
+@router.get("/saes/{slug}/features/{feature_index}", dependencies=[TakesTurns])
 def feature_page(
     request: Request, store: StoreDep, labelling: BackgroundDep, slug: Slug, feature_index: FeatureIndex,
     query: FeatureParams,
@@ -194,12 +195,12 @@ def run_page(
     return page(request, "run.html", view=view, run=run, follow=follow, json_url=url(f"/api/runs/{run_id}"))
 
 
-@router.get("/glossary", dependencies=[Keeps])
+@router.get("/glossary", dependencies=Keeps)
 def glossary(request: Request) -> Response:
     return page(request, "glossary.html")
 
 
-@router.get("/docs", dependencies=[Keeps])
+@router.get("/docs", dependencies=Keeps)
 def docs(request: Request) -> Response:
     return page(request, "docs.html", spec=request.app.openapi(), json_url="/openapi.json")
 

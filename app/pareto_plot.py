@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from app.charts import Tick
 from app.numbers import number
 from app.pareto import Pareto, ParetoPoint
-from app.rendering import url
+from app.urls import url
 
 WIDTH, HEIGHT = 420.0, 230.0
 LABEL_GAP = 14.0  # between the baselines of labels that would overlap

@@ -181,7 +181,7 @@ def pattern_walk() -> Walk:
     )
 
 
-@router.get("/patterns", dependencies=[Keeps])
+@router.get("/patterns", dependencies=Keeps)
 def patterns(request: Request) -> Response:
     feature, examples = pattern_feature(), (pattern_example(), pattern_example(1))
     detail = FeatureDetail(feature=feature, examples=examples, previous=None, following=None, labels=LABELS)

@@ -25,7 +25,8 @@ from app.leaving import all_of, while_wanted
 from app.points import PointsCache
 from app.probe_views import TRACE_HEIGHT, TRACE_WIDTH, BesideView, ProbeView, beside_view, probe_view
 from app.probing import Asked, ProbeReport, checked_text, probe_report
-from app.rendering import page, url
+from app.rendering import page
+from app.urls import url
 from sae_core.dashboards import check_has_weights
 from sae_core.errors import InputError, SaescopeError, WeightsError
 from sae_core.records import Predictions, SAEInfo, SAESummary

@@ -11,7 +11,7 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import HTMLResponse
@@ -27,7 +27,8 @@ from app import charts, numbers
 from app.access.identity import identity_of
 from app.examples import SIGNS, with_signs
 from app.glossary import TERMS
-from app.marks import bar, example_line, spark, term_printer, token_spans
+from app.marks import bar, example_item, example_line, example_text, spark, term_printer, token_spans
+from app.urls import url
 
 HERE = Path(__file__).resolve().parent
 # Beside this package in a checkout, inside it where saescope was installed from a wheel.
@@ -36,19 +37,6 @@ TEMPLATES, STATIC = ROOT / "templates", ROOT / "static"
 PLOTLY = "plotly.min.js"  # served beside our own files, from the installed wheel
 RETRY_AFTER = "5"  # seconds, with every 503
 ONE_YEAR = 365 * 24 * 3600
-
-
-def url(path: str, **params: object) -> str:
-    """`path` with the parameters that say something: None, False and "" are left out, 0 is not."""
-    given = {
-        name: _text(value) for name, value in params.items() if not (value is None or value is False or value == "")
-    }
-    return _quoted(path) + (f"?{urlencode(given)}" if given else "")
-
-
-@lru_cache(maxsize=1 << 14)
-def _quoted(path: str) -> str:
-    return quote(path, safe="/")
 
 
 def static_url(name: str) -> str:
@@ -154,6 +142,8 @@ def make_environment(*, version: str, read_only: bool = True, glossary: str = "/
     environment.globals.update(
         token_spans=token_spans,
         example_line=example_line,
+        example_text=example_text,
+        example_item=example_item,
         bar_of=bar,
         spark_of=spark,
         term_of=term_printer(TERMS, glossary),
@@ -213,10 +203,6 @@ class HashedStaticFiles(StaticFiles):
 def _content_hash(path: Path, modified: int) -> str:
     """Of the file as it was at `modified`, so that an edited file gets a new address without a restart."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-
-
-def _text(value: object) -> str:
-    return "1" if value is True else str(value)
 
 
 def absolute(request: Request, path: str) -> str:

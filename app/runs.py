@@ -9,7 +9,7 @@ from pathlib import Path
 from app import provenance
 from app.curves import CURVES, Curve, LineChart, curve_figures, line_chart
 from app.numbers import count, date, duration, number, percent
-from app.rendering import url
+from app.urls import url
 from sae_core.errors import NotFoundError
 from sae_core.records import SAESummary
 from sae_core.runs import (

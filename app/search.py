@@ -61,13 +61,13 @@ class Group:
     more: bool
 
 
-@router.get("/api/search", summary="Features of all SAEs by words", dependencies=[Keeps])
+@router.get("/api/search", summary="Features of all SAEs by words", dependencies=Keeps)
 def search(store: StoreDep, query: SearchParams) -> SearchResult:
     with store.at_one_moment() as now:
         return SearchResult(items=tuple(found for _, found in _found(now, query)))
 
 
-@router.get("/search", include_in_schema=False, response_class=HTMLResponse, dependencies=[Keeps])
+@router.get("/search", include_in_schema=False, response_class=HTMLResponse, dependencies=Keeps)
 def search_page(request: Request, store: StoreDep, query: SearchParams) -> Response:
     lines: LinesCache = request.app.state.lines
     with store.at_one_moment() as now:

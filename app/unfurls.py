@@ -23,7 +23,7 @@ router = APIRouter(include_in_schema=False)
 KEPT = {"Cache-Control": "public, max-age=300"}  # a label may change
 
 
-@router.get("/saes/{slug}/features/{feature_index}/card.png", dependencies=[Keeps])
+@router.get("/saes/{slug}/features/{feature_index}/card.png", dependencies=Keeps)
 def feature_card(store: StoreDep, slug: Slug, feature_index: FeatureIndex, query: CorpusParams) -> Response:
     index = store.index(slug, corpus=query.corpus)
     detail = store.feature(slug, feature_index, corpus=query.corpus)
@@ -32,7 +32,7 @@ def feature_card(store: StoreDep, slug: Slug, feature_index: FeatureIndex, query
     return Response(drawn, media_type="image/png", headers=KEPT)
 
 
-@router.get("/lists/{list_id}/card.png", dependencies=[Keeps])
+@router.get("/lists/{list_id}/card.png", dependencies=Keeps)
 def list_card(store: StoreDep, list_id: ListId) -> Response:
     return Response(list_picture(store.feature_list(list_id)), media_type="image/png", headers=KEPT)
 

@@ -19,8 +19,9 @@ from app.access.identity import LOCAL, NOBODY, SESSION_COOKIE, VISITOR, Identity
 from app.access.policy import SAFE_METHODS, needed_role
 from app.changes import from_this_site
 from app.error_pages import error_response
-from app.rendering import is_data, path_of, url
+from app.rendering import is_data, path_of
 from app.settings import Settings
+from app.urls import url
 from sae_core.access_records import Token
 from sae_core.errors import ForbiddenError, LoginNeededError, SaescopeError
 from sae_core.store import Store

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from app.access.identity import SESSION_COOKIE, identity_of
 from app.changes import Fields, Writable, parsed, seen_at
 from app.deps import Index, SettingsDep, Slug, StoreDep
-from app.rendering import page, url
+from app.rendering import page
+from app.urls import url
 from sae_core.access_records import AuditEntry, Role, Visibility
 from sae_core.errors import LoginNeededError
 from sae_core.records import SAESummary

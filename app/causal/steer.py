@@ -35,7 +35,8 @@ from app.causal.steer_report import (
 from app.changes import Fields, Writable, author_of, seen_at
 from app.deps import InferenceDep, PointsDep, SettingsDep, Slug, StoreDep
 from app.leaving import while_wanted
-from app.rendering import page, url
+from app.rendering import page
+from app.urls import url
 from sae_core.causal.records import MAX_PUSHES, Steering, SteerStart
 from sae_core.errors import SaescopeError
 from sae_core.store import Store
@@ -46,7 +47,7 @@ api = APIRouter(prefix="/api")
 SteerParams = Annotated[SteerQuery, Query()]
 
 
-def get_cache(request: Request) -> SteerCache:
+async def get_cache(request: Request) -> SteerCache:
     cache: SteerCache = request.app.state.steerings
     return cache
 

@@ -10,7 +10,8 @@ from starlette.concurrency import run_in_threadpool
 from app.causal.why_report import WhyReport, why_report, why_view
 from app.deps import LARGEST_INDEX, LONGEST_TEXT, CorpusQuery, Index, InferenceDep, Name, SettingsDep, Slug, StoreDep
 from app.leaving import while_wanted
-from app.rendering import page, query_without, url
+from app.rendering import page, query_without
+from app.urls import url
 from sae_core.causal.records import MAX_ABLATED
 from sae_core.errors import SaescopeError
 from sae_core.records import SAESummary

@@ -20,8 +20,9 @@ from app.explain.routes import BackgroundDep
 from app.inference import EmbedJob, Inference
 from app.leaving import while_wanted
 from app.list_rows import list_rows
-from app.rendering import page, url
+from app.rendering import page
 from app.settings import Settings
+from app.urls import url
 from sae_core.errors import NotFoundError, PromptError, SaescopeError
 from sae_core.explain.records import LabelVectors
 from sae_core.records import FeatureRow

@@ -12,13 +12,14 @@ from app.deps import CorpusParams, FeatureIndex, Name, Slug, StoreDep
 from app.explain.background import Background, By, Work
 from app.explain.comparison import Comparison, Kind, Method, comparison, grid
 from app.kept import Keeps
-from app.rendering import page, url
+from app.rendering import page
+from app.urls import url
 from sae_core.explain.records import LabelScore, ReplacedLabel
 
 router = APIRouter()
 
 
-def get_background(request: Request) -> Background:
+async def get_background(request: Request) -> Background:
     background: Background = request.app.state.labelling
     return background
 
@@ -89,7 +90,7 @@ def compared_scores(store: StoreDep, query: ScoresParams) -> Comparison:
     return comparison(store, kind=query.kind, method=query.method)
 
 
-@router.get("/scores", include_in_schema=False, response_class=HTMLResponse, dependencies=[Keeps])
+@router.get("/scores", include_in_schema=False, response_class=HTMLResponse, dependencies=Keeps)
 def scores_page(request: Request, store: StoreDep, query: ScoresParams) -> Response:
     found = comparison(store, kind=query.kind, method=query.method)
     return page(request, "scores.html", found=found, grids=[grid(group) for group in found.groups], query=query)

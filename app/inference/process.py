@@ -51,6 +51,8 @@ class Close:
     ticket: int
 
 
+NICENESS = 10  # of the worker: where cores are short, pages, which take little, go before a text through the model
+
 Message = Run | RunAll | Open | Next | Close
 
 
@@ -94,6 +96,8 @@ def serve(pipe: Connection, loader: Loader, device: str | None, max_tokens: int,
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the app, which then ends this process
     # torch's threads, which are made later, would spin while they wait for each other: the cores are not theirs alone.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(NICENESS)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     loaded = Shelf(
         loader, device=device, max_tokens=max_tokens, budget=budget, tell=lambda what: pipe.send(Loading(what))

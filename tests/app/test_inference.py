@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from app.inference import DecomposeJob, ModelWorker, ProbeJob, Stream, WorkerState
+from app.inference.process import NICENESS
 from sae_core.errors import BusyError, PromptTooLongError, SaescopeError, WeightsError
 from sae_core.records import ProbeResult, Prompt, SAEInfo
 from tests.app.fake_loaders import CountStream, load
@@ -260,6 +261,16 @@ def test_warming_loads_ahead_and_failing_to_is_no_error() -> None:
             answer = await inference.answer(probing("king"))
             assert answer.tokens
             inference.warm(make_sae())
+
+    run(test)
+
+
+def test_pages_go_before_the_model() -> None:
+    async def test() -> None:
+        async with worker() as inference:
+            pid = int((await inference.answer(probing("pid"))).text)
+            ours = os.getpriority(os.PRIO_PROCESS, 0)
+            assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, ours + NICENESS)
 
     run(test)
 

@@ -9,7 +9,6 @@ from html import unescape
 
 import pytest
 from fastapi import FastAPI, Request
-from fastapi.routing import APIRoute
 from starlette.testclient import TestClient
 
 from app.changes import from_this_site
@@ -19,6 +18,7 @@ from sae_core.errors import ForbiddenError
 from sae_core.store import Store
 from sae_core.store_lists import MAX_CHARACTERS
 from tests.app.fake_prober import FakeProber
+from tests.app.routes import routes_of
 from tests.app.test_pages import Checked
 from tests.factories import make_label, make_store
 
@@ -330,20 +330,6 @@ def changing_routes(app: FastAPI) -> list[tuple[str, str]]:
     for route in routes_of(app):
         address = re.sub(r"{([\w:]+)}", lambda match: filled.get(match[1].split(":")[0], "nope"), route.path)
         found += [(method, address) for method in sorted(route.methods - {"GET", "HEAD"})]
-    return found
-
-
-def routes_of(app: FastAPI) -> list[APIRoute]:
-    found: list[APIRoute] = []
-
-    def walk(routes: object) -> None:
-        for route in routes:  # type: ignore[attr-defined]
-            if isinstance(route, APIRoute):
-                found.append(route)
-            elif hasattr(route, "original_router"):
-                walk(route.original_router.routes)
-
-    walk(app.routes)
     return found
 
 

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from app.examples import example_groups
 from app.feature_files import harmless
-from app.rendering import url
+from app.urls import url
 from sae_core.records import TOP_BAND, IndexMetrics
 from sae_core.store import Store
 from tests.app.fake_prober import FakeProber

@@ -14,8 +14,9 @@ from app.examples import TokenView
 from app.feature_files import harmless
 from app.main import create_app
 from app.marks import token_spans
-from app.rendering import json_data, under, url
+from app.rendering import json_data, under
 from app.settings import Settings
+from app.urls import url
 from sae_core.records import TokenWeight
 from sae_core.tokens_text import whole_text
 from tests.app.fake_prober import FakeProber

@@ -4,33 +4,22 @@ A route that is new is walked as well. If it has a parameter that FILLED does no
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 from starlette.testclient import TestClient
 
 import app as app_package
 from app.access.policy import OPEN, SAFE_METHODS, needed_role
 from sae_core.store import Store
 from tests.app.access.conftest import HIDDEN, SECRET_LABEL, UNKNOWN, Client
+from tests.app.routes import routes_of
 
 APP = Path(app_package.__file__).parent
 FILLED = {"item_id": "1", "context_id": "0", "feature_index": "0", "kind": "csv", "format": "csv", "corpus": "stories"}
 NAMED_AFTER_SAE = ("slug", "run_id", "sae", "a", "b")  # of parameters in the path and of those behind "?"
 QUERY = "text=king&q=secret&a={0}/0&b=demo/0&sae={0}&slug={0}&format=csv&feature=0&list_id={1}"
-
-
-def routes_of(app: FastAPI) -> Iterator[APIRoute]:
-    """Every route of the app, in whatever router it stands."""
-    waiting = list(app.routes)
-    while waiting:
-        route = waiting.pop()
-        if isinstance(route, APIRoute):
-            yield route
-        waiting += getattr(getattr(route, "original_router", None), "routes", [])
 
 
 def calls(app: FastAPI, *, slug: str, list_id: str) -> list[tuple[str, str]]:
