@@ -13,7 +13,7 @@ from app.marks import example_line
 from sae_core.records import Example, FeatureRow, FeatureSummary, IndexInfo
 from sae_core.store import Store
 
-LINES_KEPT = 20_000  # features, of about 1.5 KB
+LINES_KEPT = 5000  # features, of about 1.5 KB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

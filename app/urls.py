@@ -12,7 +12,7 @@ def url(path: str, **params: object) -> str:
     return _quoted(path) + (f"?{urlencode(given)}" if given else "")
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=1024)
 def _quoted(path: str) -> str:
     return quote(path, safe="/")
 

@@ -8,6 +8,7 @@
    label or a list written. A request's time is until all of the answer is there.
 3. Every few seconds the resident memory of server and worker is looked at: at the start, after warming up (the second
    eighth of the time) and at the end (the last quarter). Growth is that of the end over what was warm.
+   With SAESCOPE_WORKERS=2 each look is at the one that answers, so the mean is of all.
 4. Then, with nobody gone, `--streams` listeners open the run's stream of events, and the same is asked again for a
    tenth of the time.
 5. Print a card and, last, one line of JSON. Exit code 1 if there was an error: any answer but 200, and but 503 to a
@@ -25,6 +26,7 @@ import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,9 +185,22 @@ class _Crowd:
 
 
 def cpu_of(process: int) -> float:
-    """Seconds of processor time that it has taken, which other work on the machine does not change."""
-    user, system = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rsplit(") ", 1)[1].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    """Seconds of processor time that it has taken, which other work on the machine does not change; with several server
+    processes (SAESCOPE_WORKERS) that of all, their model workers included."""
+    processes = [process, *(_below(process) if int(os.environ.get("SAESCOPE_WORKERS", "1")) > 1 else ())]
+    return sum(sum(map(int, _stat(one)[11:13])) for one in processes) / os.sysconf("SC_CLK_TCK")
+
+
+def _below(process: int) -> Iterator[int]:
+    """The processes that it started, and those that they did."""
+    for children in Path(f"/proc/{process}/task").glob("*/children"):
+        for child in map(int, children.read_text(encoding="ascii").split()):
+            yield child
+            yield from _below(child)
+
+
+def _stat(process: int) -> list[str]:
+    return Path(f"/proc/{process}/stat").read_text(encoding="ascii").rsplit(") ", 1)[1].split()
 
 
 def _memory(metrics: str) -> dict[str, float]:

@@ -69,7 +69,6 @@ from sae_core.store_pages import Asked, Sort, cursor_after, feature_number, matc
 from sae_core.store_probes import insert_probe, newest_probes, probe_of, remove_probe
 from sae_core.store_reads import (
     INDEXES,
-    INDEXES_OF,
     NEIGHBOURS_OF,
     SAES,
     VOCABULARY_OF,
@@ -79,6 +78,7 @@ from sae_core.store_reads import (
     feature_records_of,
     feature_rows_of,
     index_row_of,
+    index_rows_of,
     labels_as_text_of,
     labels_of,
     sae_row_of,
@@ -431,10 +431,8 @@ class Store:
     def sae(self, slug: str) -> SAESummary:
         with self._database.reading() as connection:
             row = sae_row_of(connection, slug)
-            its_indexes = connection.execute(INDEXES_OF, {"slug": row["slug"]}).mappings()
-            return SAESummary(
-                sae=sae_record(row), indexes=tuple(map(index_record, its_indexes)), visibility=row["visibility"]
-            )
+            its_indexes = tuple(map(index_record, index_rows_of(connection, slug)))
+            return SAESummary(sae=sae_record(row), indexes=its_indexes, visibility=row["visibility"])
 
     def index(self, slug: str, *, corpus: str | None = None) -> IndexInfo:
         with self._database.reading() as connection:

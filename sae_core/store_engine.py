@@ -34,6 +34,8 @@ CONNECT_SECONDS = 10
 PAGE_BYTES = 16_384  # of an SQLite file: rows of some 1 KB leave a quarter of pages of 4 KB empty
 WRITE_LOCK = 7_251_019_034_881  # PostgreSQL advisory lock: any number that other programs will not choose
 
+FOUND = "saescope_found"  # option of a transaction that only reads: rows that it has read, by what was asked for
+
 POSTGRES_DISK_FULL = "53100"
 POSTGRES_LOCKED = "55P03"
 
@@ -72,7 +74,7 @@ class Database:
             with self._errors():
                 yield self._shared
             return
-        options: dict[str, Any] = {OPTION: self.viewer}
+        options: dict[str, Any] = {OPTION: self.viewer, FOUND: {}}
         if not self.is_sqlite:  # SQLite reads one snapshot anyway
             options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         with self._errors(), self._engine.connect() as connection, connection.execution_options(**options).begin():

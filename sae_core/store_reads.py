@@ -5,6 +5,7 @@ one moment of the database.
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -13,6 +14,7 @@ from sae_core.labels import KINDS
 from sae_core.records import Example, Feature, Label, Vocabulary
 from sae_core.schema import contexts, corpora, examples, features, indexes, labels, models, saes
 from sae_core.search_terms import clean_text
+from sae_core.store_engine import FOUND
 from sae_core.store_pages import LARGEST_INTEGER
 from sae_core.store_rows import (
     PackedExample,
@@ -57,7 +59,7 @@ INDEXES = (
 
 # Made once: to put a query together costs SQLAlchemy more than to run it.
 _SAE_OF = SAES.where(saes.c.slug == sa.bindparam("slug"))
-INDEXES_OF = INDEXES.where(saes.c.slug == sa.bindparam("slug"))
+_INDEXES_OF = INDEXES.where(saes.c.slug == sa.bindparam("slug"))
 VOCABULARY_OF = sa.select(models.c.vocabulary, models.c.special_ids).where(
     models.c.model_id == sa.bindparam("model_id")
 )
@@ -96,15 +98,29 @@ NEIGHBOURS_OF = sa.select(
 
 
 def sae_row_of(connection: sa.Connection, slug: str) -> sa.RowMapping:
-    row = connection.execute(_SAE_OF, {"slug": clean_text(slug)}).mappings().one_or_none()
-    if row is None or is_hidden(connection, row):
+    rows = _rows_of(connection, "sae", _SAE_OF, slug)
+    if not rows or is_hidden(connection, rows[0]):
         raise NotFoundError(f'There is no SAE "{slug}"; check the spelling, or make one with `saescope train`.')
-    return row
+    return rows[0]
+
+
+def index_rows_of(connection: sa.Connection, slug: str) -> Sequence[sa.RowMapping]:
+    """Of all indexes of an SAE, the newest first; none where it is hidden."""
+    rows = _rows_of(connection, "indexes", _INDEXES_OF, slug)
+    return [] if rows and is_hidden(connection, rows[0]) else rows
+
+
+def _rows_of(connection: sa.Connection, what: str, query: sa.Select[Any], slug: str) -> Sequence[sa.RowMapping]:
+    """Read once in a transaction that only reads: they are of one moment, and most that a page asks for needs them."""
+    found: dict[tuple[str, str], Sequence[sa.RowMapping]] = connection.get_execution_options().get(FOUND, {})
+    if (what, slug) not in found:
+        found[what, slug] = connection.execute(query, {"slug": clean_text(slug)}).mappings().all()
+    return found[what, slug]
 
 
 def index_row_of(connection: sa.Connection, slug: str, *, corpus: str | None) -> sa.RowMapping:
-    rows = connection.execute(INDEXES_OF, {"slug": clean_text(slug)}).mappings().all()
-    if not rows or is_hidden(connection, rows[0]):
+    rows = index_rows_of(connection, slug)
+    if not rows:
         sae_row_of(connection, slug)
         raise NotFoundError(f'The SAE "{slug}" is not indexed yet; run `saescope index {slug} --corpus …`.')
     for row in rows:
