@@ -39,6 +39,7 @@ from app.explain import meaning
 from app.explain.background import Background
 from app.explain.routes import router as explain_router
 from app.inference import Inference, ModelWorker
+from app.inference.shared import SharedWorker
 from app.kept import MADE_AT_ONCE, Kept
 from app.list_rows import LinesCache
 from app.matches import MatchCache
@@ -58,11 +59,13 @@ DESCRIPTION = "What the features of sparse autoencoders are active on. Every pag
 def create_app(settings: Settings, *, store: Store | None = None, prober: Inference | None = None) -> FastAPI:
     """The dashboard. Opens the store at `settings.database_url` and a model worker unless they are given."""
     own_store = Store.open(settings.database_url, new_saes=settings.visibility) if store is None else None
-    inference = prober if prober is not None else _model_worker(settings)
+    inference = prober if prober is not None else model_worker(settings)
 
     @asynccontextmanager
     async def lifespan(opened: FastAPI) -> AsyncIterator[None]:
         opened.state.stopping = asyncio.Event()  # ends the streams of events
+        if isinstance(inference, SharedWorker):
+            await inference.connect()
         yield
         opened.state.stopping.set()
         await labelling.close()
@@ -114,7 +117,8 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     return app
 
 
-def _model_worker(settings: Settings) -> ModelWorker:
+def model_worker(settings: Settings) -> ModelWorker:
+    """As the settings have it. Its process starts with the first job."""
     return ModelWorker(
         max_tokens=settings.max_prompt_tokens,
         queue_size=settings.probe_queue,

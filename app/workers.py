@@ -1,5 +1,5 @@
 """Several server processes on one socket: the first binds it and starts the others, which take connections from it in
-turn. One that dies is started again; Ctrl-C and SIGTERM end them all.
+turn and ask its one model worker. One that dies is started again; Ctrl-C and SIGTERM end them all.
 """
 
 import logging
@@ -10,6 +10,8 @@ import threading
 import time
 from multiprocessing.context import SpawnProcess
 
+from app.inference.shared import Lender, SharedWorker
+from app.main import create_app, model_worker
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -22,38 +24,40 @@ def serve_with_workers(settings: Settings, *, socket: sockets.socket) -> None:
     stopped = threading.Event()
     before = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     running: list[tuple[SpawnProcess, float]] = []
+    lender = Lender(model_worker(settings))
     try:
-        running = [_started(settings, socket) for _ in range(settings.workers)]
+        running = [_started(settings, socket, lender) for _ in range(settings.workers)]
         while not stopped.wait(LOOK_SECONDS):
             for place, (process, since) in enumerate(running):
                 if not process.is_alive() and time.monotonic() - since > LEAST_SECONDS:
                     log.warning("server process %s ended (%s); another takes its place", process.pid, process.exitcode)
-                    running[place] = _started(settings, socket)
+                    running[place] = _started(settings, socket, lender)
     finally:
         for process, _ in running:
             process.terminate()
         for process, _ in running:
             process.join()
+        lender.close()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _started(settings: Settings, socket: sockets.socket) -> tuple[SpawnProcess, float]:
+def _started(settings: Settings, socket: sockets.socket, lender: Lender) -> tuple[SpawnProcess, float]:
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_work, args=(settings, socket), name="saescope-server")
-    process.start()
+    with lender.link() as link:
+        process = context.Process(target=_work, args=(settings, socket, link), name="saescope-server")
+        process.start()
     return process, time.monotonic()
 
 
-def _work(settings: Settings, socket: sockets.socket) -> None:
-    from app.main import create_app
+def _work(settings: Settings, socket: sockets.socket, link: sockets.socket) -> None:
     from app.observe.logs import configure_logs
     from app.server import Server
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the first one decides
     configure_logs(settings.log)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    Server(create_app(settings)).run(sockets=[socket])
+    Server(create_app(settings, prober=SharedWorker(link))).run(sockets=[socket])
 
 
 def _end_with_parent() -> None:

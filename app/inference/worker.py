@@ -11,7 +11,7 @@ import multiprocessing
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -100,7 +100,7 @@ class ModelWorker:
         answer: Answer = await asyncio.wrap_future(future)
         return answer
 
-    async def stream(self, job: Stream[Answer]) -> AsyncIterator[Answer]:
+    async def stream(self, job: Stream[Answer]) -> AsyncGenerator[Answer, None]:
         """What the job's `run` yields, part by part, within the timeout as a whole; BusyError as for `answer`.
 
         Nothing is checked or sent before the first part is asked for. Whoever stops early closes it
