@@ -54,13 +54,15 @@ def compared(
     rows: int,
 ) -> Comparison:
     """The comparison of two references of one kind; lists have at most so many rows."""
-    of_a, of_b = store.sae(a.slug), store.sae(b.slug)
-    first, second = chosen_indexes(a, b, of_a=of_a, of_b=of_b)
-    if a.feature_index is not None and b.feature_index is not None:
-        sides = (
-            _feature_side(store, of_a.sae, a.feature_index, first),
-            _feature_side(store, of_b.sae, b.feature_index, second),
-        )
+    with store.at_one_moment() as now:
+        of_a, of_b = now.sae(a.slug), now.sae(b.slug)
+        first, second = chosen_indexes(a, b, of_a=of_a, of_b=of_b)
+        sides = [
+            _feature_side(now, of_one.sae, one.feature_index, index)
+            for one, of_one, index in ((a, of_a, first), (b, of_b, second))
+            if one.feature_index is not None
+        ]
+    if len(sides) == 2:
         return _feature_comparison(*sides, saes=(of_a.sae, of_b.sae), indexes=(first, second))
     if a.slug == b.slug and first is not None and second is not None:
         return _corpus_comparison(store, points, of_a.sae, first, second, rows=rows)

@@ -41,7 +41,7 @@ from app.explain.routes import router as explain_router
 from app.inference import Inference, ModelWorker
 from app.inference.shared import SharedWorker
 from app.kept import MADE_AT_ONCE, Kept
-from app.list_rows import LinesCache
+from app.list_rows import RowsCache
 from app.matches import MatchCache
 from app.observe import health
 from app.observe.metrics import Metrics
@@ -83,7 +83,7 @@ def create_app(settings: Settings, *, store: Store | None = None, prober: Infere
     app.state.inference = inference
     app.state.labelling = labelling = Background(settings, app.state.store)
     app.state.points = PointsCache()
-    app.state.lines = LinesCache()
+    app.state.rows = RowsCache()
     app.state.matches = MatchCache()
     app.state.steerings = SteerCache()
     app.state.run_feeds = RunFeeds()

@@ -128,7 +128,7 @@ def map_page(request: Request, store: StoreDep, points: PointsDep, slug: Slug, q
         rows=list_rows([rows[i] for i in listed if i in rows], has_bos=index.corpus.prepend_bos),
         more_url=without(limit=min(MAX_ITEMS, 5 * query.limit)) + "#selection", most=MAX_ITEMS, places=PLACES,
         cleared={"all": without("q", "within", "area"), "area": without("area"), "q": without("q", "within")},
-        numbers=number_ranges(report.selected[:MAX_ITEMS]), lists=store.lists()[:MAX_OFFERED_LISTS],
+        numbers=number_ranges(report.selected[:MAX_ITEMS]), lists=store.lists(limit=MAX_OFFERED_LISTS),
         author=author_of(request), plotly_url=static_url(PLOTLY),
         data_url=url(f"/api/saes/{slug}/map", corpus=query.corpus), labels_url=f"/api/saes/{slug}/labels",
     )  # fmt: skip

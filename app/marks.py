@@ -4,14 +4,17 @@ Templates ask for them by the partials that they are named after (`_tokens.html`
 are printed here because Jinja takes ten times as long to call a macro.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from markupsafe import Markup, escape
 
+from app.charts import density_share, sparkline
 from app.examples import ExampleView, LineView, TokenView
 from app.glossary import Term
+from app.numbers import number, percent
 from app.urls import url
+from sae_core.records import FeatureSummary
 
 
 def token_spans(views: Iterable[TokenView]) -> Markup:
@@ -25,6 +28,18 @@ def example_line(line: LineView) -> Markup:
     return Markup(
         f'<p class="tokens line"><span class="before"><span>{before}</span></span>'
         f'<span class="after">{after}</span></p>'
+    )
+
+
+def row_evidence(feature: FeatureSummary, lines: Sequence[LineView]) -> Markup:
+    """What a list shows of a feature beside its name: how often and how strongly it is active, and on what."""
+    note = "dead: it never fired on this corpus" if feature.density == 0 else "no examples"
+    shown = "".join(map(example_line, lines)) or f'<p class="note">{note}</p>'
+    return Markup(
+        f'<div class="stats"><span class="stat"><span class="name">density</span> {escape(percent(feature.density))} '
+        f'{bar(density_share(feature.density))}</span> <span class="stat"><span class="name">max</span> '
+        f"{number(feature.max_activation)}</span> {spark(sparkline(feature.histogram))}</div>"
+        f'<div class="lines">{shown}</div>'
     )
 
 

@@ -35,7 +35,7 @@ from app.rendering import STATIC, absolute, page, query_without
 from app.runs import run_news, run_view, unfinished
 from app.search import PLACES
 from app.urls import url
-from sae_core.records import TOP_BAND, FeatureDetail, IndexInfo
+from sae_core.records import FeatureDetail, IndexInfo
 from sae_core.runs import has_run
 from sae_core.store import Store
 
@@ -59,7 +59,7 @@ def home(request: Request, store: StoreDep, settings: SettingsDep, all_runs: Run
     with store.at_one_moment() as now:
         saes = sorted(now.saes(), key=lambda summary: not summary.indexes)  # those that can be browsed come first
         shared = [probe for probe in now.probes(limit=SHARED_ON_HOME) if not probe.problem]
-        lists, kept = now.lists()[:RECENT_LISTS], kept_views(now)
+        lists, kept = now.lists(limit=RECENT_LISTS), kept_views(now)
     return page(request, "home.html", saes=saes, runs=runs, shared=shared, lists=lists, kept=kept, json_url="/api/saes")
 
 
@@ -109,7 +109,7 @@ def features_page(request: Request, store: StoreDep, slug: Slug, query: FeatureP
         summary = now.sae(slug)
         index = indexed(summary, corpus=query.corpus)
         found = now.features(slug, **query.selection(), examples=False)
-        rows = found.items if query.view == "table" else request.app.state.lines.rows(now, index, found.items)
+        rows = found.items if query.view == "table" else request.app.state.rows.rows(now, index, found.items)
     here, kept = f"/saes/{slug}/features", query_without(request, "after")
     selection = query_without(request, "after", "limit", "view")
     return page(
@@ -137,12 +137,12 @@ def feature_page(
 ) -> Response:  # fmt: skip
     with store.at_one_moment() as now:
         summary = now.sae(slug)
-        detail = now.feature(slug, feature_index, corpus=query.corpus)
+        n_top = query.examples if query.embed else None
+        detail = now.feature(slug, feature_index, corpus=query.corpus, n_top=n_top)
         around = {} if query.embed else _around(now, request, detail, slug=slug, query=query)
     index, here = indexed(summary, corpus=query.corpus), f"/saes/{slug}/features/{feature_index}"
     work = labelling.work(slug, feature_index, query.corpus)
     keep(request, as_long_as=lambda: labelling.work(slug, feature_index, query.corpus) is work)
-    shown = [e for e in detail.examples if e.band == TOP_BAND][: query.examples] if query.embed else detail.examples
     return page(
         request, "feature_embed.html" if query.embed else "feature.html",
         slug=slug, index=index, has_index=True, corpus=query.corpus, query=query, here=here,
@@ -150,7 +150,7 @@ def feature_page(
         kept_width=None if query.width == "short" else query.width,
         detail=detail, feature=detail.feature, chart=charts.activation_chart(detail.feature),
         groups=example_groups(
-            detail.feature, shown, signs=query.breaks, has_bos=index.corpus.prepend_bos, width=query.width
+            detail.feature, detail.examples, signs=query.breaks, has_bos=index.corpus.prepend_bos, width=query.width
         ),
         description=unfurled(detail.feature, detail.examples), permalink=absolute(request, here),
         work=work, llm=labelling.model, **around,
@@ -164,7 +164,7 @@ def _around(store: Store, request: Request, detail: FeatureDetail, *, slug: str,
     return {
         "tested": tested(detail, scores, opened=query.tested),
         "history": store.label_history(slug, feature_index),
-        "lists": store.lists()[:MAX_OFFERED_LISTS],
+        "lists": store.lists(limit=MAX_OFFERED_LISTS),
         "held": store.lists_with(slug, feature_index),
         "author": author_of(request),
     }

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.deps import Name, StoreDep, Where
 from app.kept import Keeps
-from app.list_rows import LinesCache, ListRow
+from app.list_rows import ListRow, RowsCache
 from app.rendering import page
 from sae_core.records import FeatureRow, IndexInfo
 from sae_core.store import Store
@@ -69,13 +69,13 @@ def search(store: StoreDep, query: SearchParams) -> SearchResult:
 
 @router.get("/search", include_in_schema=False, response_class=HTMLResponse, dependencies=Keeps)
 def search_page(request: Request, store: StoreDep, query: SearchParams) -> Response:
-    lines: LinesCache = request.app.state.lines
+    kept: RowsCache = request.app.state.rows
     with store.at_one_moment() as now:
         groups = [
             Group(
                 slug=found.slug,
                 corpus=found.corpus,
-                rows=lines.rows(now, index, found.items),
+                rows=kept.rows(now, index, found.items),
                 more=found.more,
             )
             for index, found in _found(now, query, examples=False)

@@ -3,7 +3,8 @@
     python -m benchmarks.load [--seconds 60] [--clients 50] [--streams 1000] [--writes 0.05] [--database URL]
 
 1. Plant a database of 4,096 features and an SAE of the model that ships, and serve both with `saescope serve`, in a
-   process of its own with its model worker, beside a training run that is at work for as long as this goes on.
+   process of its own with its model worker, beside a training run that is at work for as long as this goes on. A page
+   of each kind is read before the clock starts: a server that has just begun first puts its templates together.
 2. Clients, each like a person: a page, a second of thought on average, the next; now and then a text is probed, or a
    label or a list written. A request's time is until all of the answer is there.
 3. Every few seconds the resident memory of server and worker is looked at: at the start, after warming up (the second
@@ -108,7 +109,7 @@ def measured(
         files.folder.mkdir(parents=True)
         TrainConfig(model="demo", layer=3, corpus=("x",), d_sae=300, k=15).save(files.folder / CONFIG_FILE)
         with web.served(url, home=home) as (address, process), recorded([files], kind="training", processes=1) as log:
-            httpx.post(f"{address}/api/saes/random/probe", json={"text": "warm"}, timeout=120).raise_for_status()
+            _warm(address, n_features)
             crowd = _Crowd(address, process, clients=clients, n_features=n_features, writes=writes)
             alone, beside, heard = asyncio.run(crowd.stay(seconds=seconds, streams=streams))
             log.stop()
@@ -118,6 +119,15 @@ def measured(
         "alone": alone.summary(), "memory": {name: _grown(found) for name, found in alone.memory.items()},
         "beside_streams": beside.summary(),
     }  # fmt: skip
+
+
+def _warm(address: str, n_features: int) -> None:
+    """Somebody was there before: the model is loaded, and every process has made a page of each kind."""
+    httpx.post(f"{address}/api/saes/random/probe", json={"text": "warm"}, timeout=120).raise_for_status()
+    rng = random.Random(n_features)
+    for _ in range(2 * int(os.environ.get("SAESCOPE_WORKERS", "1"))):
+        for address_of in web.pages(n_features).values():  # over a connection each: any process may take it
+            httpx.get(address + address_of(rng), timeout=60).raise_for_status()
 
 
 class _Crowd:

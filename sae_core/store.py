@@ -256,10 +256,10 @@ class Store:
 
     # Lists: `store_lists` says what they promise
 
-    def lists(self) -> list[ListSummary]:
-        """All lists, last changed first."""
+    def lists(self, *, limit: int | None = None) -> list[ListSummary]:
+        """All lists, or so many, last changed first."""
         with self._database.reading() as connection:
-            return list_summaries(connection)
+            return list_summaries(connection, limit=limit)
 
     def lists_with(self, slug: str, feature_index: int) -> list[ListSummary]:
         """The lists that hold this feature, last changed first."""
@@ -442,14 +442,17 @@ class Store:
         with self._database.reading() as connection:
             return self._vocabulary(connection, sae_row_of(connection, slug))
 
-    def feature(self, slug: str, feature_index: int, *, corpus: str | None = None) -> FeatureDetail:
+    def feature(
+        self, slug: str, feature_index: int, *, corpus: str | None = None, n_top: int | None = None
+    ) -> FeatureDetail:
+        """A feature with its examples, or with the first `n_top` of the top band only."""
         with self._database.reading() as connection:
             index = index_row_of(connection, slug, corpus=corpus)
             vocabulary = self._vocabulary(connection, index)
             rows = feature_rows_of(connection, index["index_id"], [feature_index])
             if not rows:
                 raise unknown_feature(index, feature_index)
-            its_examples = examples_of(connection, index, [feature_index], vocabulary=vocabulary)
+            its_examples = examples_of(connection, index, [feature_index], vocabulary=vocabulary, n_top=n_top)
             place = {"index_id": index["index_id"], "feature_index": feature_index}
             previous, following = connection.execute(NEIGHBOURS_OF, place).one()
             return FeatureDetail(

@@ -52,6 +52,15 @@ _SUMMARIES_HOLDING = _SUMMARIES.where(
     )
 )
 
+_newest = sa.select(lists).order_by(lists.c.updated_at.desc(), lists.c.list_id).limit(sa.bindparam("limit")).subquery()
+_NEWEST_SUMMARIES = sa.select(
+    _newest,
+    sa.select(sa.func.count())
+    .where(list_items.c.list_id == _newest.c.list_id, list_items.c.slug.not_in(_hidden))
+    .scalar_subquery()
+    .label("n_items"),
+).order_by(_newest.c.updated_at.desc(), _newest.c.list_id)
+
 
 def clean_author(name: str) -> str:
     """A person's name as it is stored: "anonymous" where none was given."""
@@ -193,9 +202,14 @@ def order_items(connection: sa.Connection, list_id: str, order: Sequence[int], *
 
 
 def list_summaries(
-    connection: sa.Connection, *, list_id: str | None = None, holding: tuple[sa.RowMapping, int] | None = None
+    connection: sa.Connection,
+    *,
+    list_id: str | None = None,
+    holding: tuple[sa.RowMapping, int] | None = None,
+    limit: int | None = None,
 ) -> list[ListSummary]:
-    """The lists, last changed first: all of them, the one of this id, or those that hold a feature of an SAE's row."""
+    """The lists, last changed first: all or so many of them, the one of this id, or those that hold a feature of an
+    SAE's row."""
     hidden = {"hidden": hidden_slugs(connection)}
     if holding is not None:
         sae, feature_index = holding
@@ -203,6 +217,8 @@ def list_summaries(
         rows = connection.execute(_SUMMARIES_HOLDING, its).mappings()
     elif list_id is not None:
         rows = connection.execute(_SUMMARY_OF, hidden | {"list_id": clean_text(list_id)}).mappings()
+    elif limit is not None:
+        rows = connection.execute(_NEWEST_SUMMARIES, hidden | {"limit": limit}).mappings()
     else:
         rows = connection.execute(_SUMMARIES, hidden).mappings()
     return [ListSummary(**row) for row in rows]

@@ -9,7 +9,8 @@ pipe, runs in the worker, and its answer comes back as records. A `Stream` is a 
 part is asked for in its turn, so that other jobs are answered between two of them and a reader who leaves ends it.
 To add an operation, write such a record in a module that imports no torch at its top: nothing here needs to know it.
 
-`worker` is the app's side of the pipe, `process` the other one, and `shelf` what that one holds.
+`worker` is the app's side of the pipe, `process` the other one, and `shelf` what that one holds. `shared` lends one
+worker to several server processes.
 """
 
 from app.inference.jobs import (

@@ -1,14 +1,15 @@
-"""Features as lists print them, and their lines, which are kept."""
+"""Features as lists print them, and their evidence, which is kept."""
 
 import asyncio
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from app import rendering
 from app.kept import MADE_AT_ONCE
-from app.list_rows import LinesCache, list_rows
+from app.list_rows import RowsCache, list_rows
 from app.rendering import make_environment
 from sae_core.records import Example, IndexInfo
 from sae_core.store import Store
@@ -37,11 +38,12 @@ def both(store: Store, **asked: Any) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("alive", [True, False])
-def test_kept_lines_are_those_of_the_examples(alive: bool, store: Store, index: IndexInfo) -> None:
+def test_kept_rows_are_those_of_the_examples(alive: bool, store: Store, index: IndexInfo) -> None:
     whole, light = both(store, alive=alive)
     expected = list_rows(whole, has_bos=index.corpus.prepend_bos)
-    assert any(row.lines for row in expected) and [row.examples for row in light] == [()] * len(light)
-    cache = LinesCache()
+    assert any("tokens line" in row.evidence for row in expected)
+    assert [row.examples for row in light] == [()] * len(light)
+    cache = RowsCache()
     for _ in range(2):
         assert cache.rows(store, index, light) == expected
     reversed_ = cache.rows(store, index, light[::-1])
@@ -51,7 +53,7 @@ def test_kept_lines_are_those_of_the_examples(alive: bool, store: Store, index: 
 def test_examples_are_read_once_and_no_more_is_kept_than_fits(store: Store, index: IndexInfo) -> None:
     _, light = both(store, alive=False)
     numbers = [row.feature.feature_index for row in light]
-    reading, cache = Reading(store), LinesCache(most=2)
+    reading, cache = Reading(store), RowsCache(most=2)
     cache.rows(reading, index, light[:2])  # type: ignore[arg-type]
     cache.rows(reading, index, light[:2])  # type: ignore[arg-type]
     assert reading.read == numbers[:2]
@@ -61,10 +63,16 @@ def test_examples_are_read_once_and_no_more_is_kept_than_fits(store: Store, inde
     assert reading.read == [*numbers[:3], numbers[0]]
 
 
-def test_another_index_has_lines_of_its_own(store: Store, index: IndexInfo) -> None:
+def test_a_feature_can_be_read_with_some_of_its_examples(store: Store) -> None:
+    whole = store.feature("demo", 0)
+    few = store.feature("demo", 0, n_top=1)
+    assert few == replace(whole, examples=whole.examples[:1]) and len(whole.examples) > 1
+
+
+def test_another_index_has_rows_of_its_own(store: Store, index: IndexInfo) -> None:
     other = store.index("demo", corpus="stories")
     assert other.index_id != index.index_id
-    cache = LinesCache()
+    cache = RowsCache()
     for one in (index, other):
         corpus = one.corpus.name
         whole, light = both(store, corpus=corpus)

@@ -93,6 +93,7 @@ def test_who_does_not_see_everything_finds_no_private_sae_and_unlisted_ones_by_n
     assert [item.slug for item in guest.feature_list(list_id).items] == ["demo"]
     assert [item.note for item in editor.feature_list(list_id).items] == ["of demo", "of hidden"]
     assert (guest.lists()[0].n_items, editor.lists()[0].n_items) == (1, 2)
+    assert (guest.lists(limit=1)[0].n_items, editor.lists(limit=1)[0].n_items) == (1, 2)
 
 
 def test_an_sae_trained_again_stays_as_visible_as_it_was(database_url: str) -> None:

@@ -63,6 +63,8 @@ def test_ids_cannot_be_guessed_and_lists_come_last_changed_first(filled: Store) 
     filled.add_list_item(made_lists[3], "demo", 1)
     assert [found.list_id for found in filled.lists()][:2] == [made_lists[3], made_lists[19]]
     assert [found.n_items for found in filled.lists()] == [1] + [0] * 19
+    for limit in (0, 1, 7, 50):
+        assert filled.lists(limit=limit) == filled.lists()[:limit]
 
 
 def test_order_changes_and_stays(filled: Store) -> None:
